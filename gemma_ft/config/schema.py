@@ -1,0 +1,216 @@
+"""The typed configuration of a run: every key with its type, its default and what it means."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.trainer import TrainerConfig
+
+
+class Dtype(StrEnum):
+    """Number format of the weights that compute."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class Attention(StrEnum):
+    """Attention implementation, in transformers' names."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+
+
+class QuantizationMethod(StrEnum):
+    """How the frozen base weights are stored."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
+class AdapterMethod(StrEnum):
+    """What is trained: adapters, or every weight (none)."""
+
+    none = "none"
+    lora = "lora"
+
+
+class ParallelMethod(StrEnum):
+    """How several devices share the work."""
+
+    auto = "auto"
+    single = "single"
+    ddp = "ddp"
+
+
+class TrackingMethod(StrEnum):
+    """Where metrics go beside the run folder."""
+
+    none = "none"
+    wandb = "wandb"
+
+
+class ExportMethod(StrEnum):
+    """What is written when training is done."""
+
+    none = "none"
+    merged = "merged"
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The checkpoint to start from."""
+
+    path: str = "google/gemma-7b-it"
+    """Hub id, or a local folder with config.json, tokenizer and safetensors."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub repository; none means its main branch."""
+    dtype: Dtype = Dtype.auto
+    """Number format that computes; auto: bf16 or fp16 by GPU, fp32 on a CPU."""
+    attention: Attention = Attention.auto
+    """Attention implementation; auto: the best one that this device and model allow."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        if not self.path.strip():
+            return ["model.path= is empty. Give a hub id or a local folder, e.g. model.path=google/gemma-2b-it."]
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class QuantizationConfig:
+    """Storage of the frozen base weights (bitsandbytes)."""
+
+    method: QuantizationMethod = QuantizationMethod.none
+    """none, int8 (LLM.int8) or nf4 (4-bit NormalFloat, QLoRA)."""
+    double_quant: bool = True
+    """Quantise nf4's scales too, which saves 0.37 bit a weight."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterConfig:
+    """Low-rank adapters (PEFT), or none for a full fine-tune."""
+
+    method: AdapterMethod = AdapterMethod.none
+    """none (train every weight) or lora."""
+    rank: int = 16
+    """Inner dimension of the adapter matrices."""
+    alpha: float = 16.0
+    """Scaling numerator: the update is alpha / rank * B @ A (alpha / sqrt(rank) with rslora)."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs dropped while training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layer names that get an adapter; all-linear means the seven linears of each block."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (rank-stabilised LoRA)."""
+    dora: bool = False
+    """Train the magnitude of each weight column apart from its direction (DoRA)."""
+    path: str | None = None
+    """Folder of an existing adapter to go on from; its own rank and targets are used."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        found = []
+        if self.rank < 1:
+            found.append(f"adapter.rank={self.rank} must be at least 1. Use 8 to 64.")
+        if self.alpha <= 0:
+            found.append(f"adapter.alpha={self.alpha} must be above 0. Use the rank, or twice the rank.")
+        if not 0 <= self.dropout < 1:
+            found.append(f"adapter.dropout={self.dropout} must be at least 0 and below 1. Use 0.05.")
+        if not self.targets:
+            found.append("adapter.targets=[] names no layer. Use adapter.targets=[all-linear].")
+        if self.path is not None and self.method is AdapterMethod.none:
+            found.append(f"adapter.path={self.path} needs adapters, but adapter=none. Add adapter=lora.")
+        return found
+
+
+@dataclass(kw_only=True, slots=True)
+class ParallelConfig:
+    """Layout over devices."""
+
+    method: ParallelMethod = ParallelMethod.auto
+    """auto (ddp under a launcher, else single), single or ddp."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Experiment tracking beside metrics.jsonl."""
+
+    method: TrackingMethod = TrackingMethod.none
+    """none or wandb (offline, inside the run folder, where no key is set)."""
+    project: str = "gemma_ft"
+    """Project that the run is filed under."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        return []
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """The checkpoint written after training, and by the export command."""
+
+    method: ExportMethod = ExportMethod.merged
+    """none, or merged: base and adapter as one checkpoint that loads anywhere."""
+    max_shard_size: str = "5GB"
+    """Largest safetensors file, as a number with MB or GB (powers of ten)."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        try:
+            self.shard_bytes()
+        except ValueError:
+            return [f"export.max_shard_size={self.max_shard_size} is no size. Write it like 5GB or 500MB."]
+        return []
+
+    def shard_bytes(self) -> int:
+        """Return the largest shard in bytes.
+
+        Raises:
+            ValueError: The text is no positive number with MB or GB.
+        """
+        text = self.max_shard_size.strip().upper()
+        scale = {"MB": 10**6, "GB": 10**9}.get(text[-2:])
+        size = int(float(text[:-2]) * scale) if scale else 0
+        if size < 1:
+            raise ValueError(self.max_shard_size)
+        return size
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """A whole run."""
+
+    name: str = ""
+    """Name of the run; empty: the recipe's, or <model>-<dataset>-<method>."""
+    output_dir: str = "outputs/${name}"
+    """The run folder."""
+    seed: int = 42
+    """Seed of the held-out split, the row order, the adapter's start and dropout."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        if self.name and (self.name.startswith(".") or not all(c.isalnum() or c in "._-+" for c in self.name)):
+            return [f"name={self.name} is no plain folder name. Use letters, digits and . _ - + only."]
+        return []

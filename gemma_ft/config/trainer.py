@@ -1,0 +1,107 @@
+"""The `trainer` section: optimisation, batches, length and rhythm. Names are TRL's where a value passes 1:1."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_POSITIVE = (
+    "learning_rate",
+    "num_train_epochs",
+    "max_grad_norm",
+    "max_length",
+    "global_batch_size",
+    "micro_batch_size",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "eval_steps",
+    "early_stopping_patience",
+    "sample_tokens",
+)
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "neftune_noise_alpha")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainerConfig:
+    """Supervised fine-tuning with TRL."""
+
+    learning_rate: float = 2e-4
+    """Peak rate; 2e-4 suits adapters, 2e-5 a full fine-tune."""
+    optim: str = "adamw_torch"
+    """Optimizer, in transformers' names (adamw_torch, paged_adamw_8bit, adafactor, ...)."""
+    lr_scheduler_type: str = "cosine"
+    """Schedule, in transformers' names (constant, linear, cosine, ...)."""
+    warmup_steps: float = 0.03
+    """Steps of warm-up; below 1 it is a share of all steps."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    neftune_noise_alpha: float | None = None
+    """Noise on the embeddings while training (NEFTune); none switches it off."""
+    num_train_epochs: float = 1.0
+    """Passes over the data, unless max_steps is set."""
+    max_steps: int = -1
+    """Optimizer steps; -1 lets num_train_epochs decide."""
+    global_batch_size: int = 16
+    """Sequences an optimizer step, over all devices; accumulation is derived from it."""
+    micro_batch_size: int = 1
+    """Sequences a device holds at once."""
+    max_length: int = 2048
+    """Longest sequence in tokens; longer rows are cut."""
+    packing: bool = False
+    """Fill sequences with several whole rows that do not see each other."""
+    gradient_checkpointing: bool = True
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    logging_steps: int = 10
+    """Steps between two lines of progress."""
+    eval_steps: int | None = None
+    """Steps between two held-out evaluations; none: only before and after training."""
+    save_steps: int = 100
+    """Steps between two checkpoints."""
+    save_total_limit: int | None = 2
+    """Checkpoints kept; none keeps all."""
+    load_best_model_at_end: bool = False
+    """End with the checkpoint of the lowest held-out loss instead of the last one."""
+    early_stopping_patience: int | None = None
+    """Stop after this many evaluations without a lower held-out loss."""
+    sample_prompt: str | None = None
+    """Prompt answered before and after training."""
+    sample_tokens: int = 32
+    """Longest sample answer, in tokens."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further SFTConfig arguments, passed as they are: +trainer.extra.adam_beta2=0.95."""
+
+    def problems(self) -> list[str]:
+        """List what cannot work in this section."""
+        found = [
+            f"trainer.{key}={value} must be above 0."
+            for key in _POSITIVE
+            if (value := getattr(self, key)) is not None and value <= 0
+        ]
+        found += [
+            f"trainer.{key}={value} must not be negative."
+            for key in _NOT_NEGATIVE
+            if (value := getattr(self, key)) is not None and value < 0
+        ]
+        return found + self._step_problems()
+
+    def _step_problems(self) -> list[str]:
+        found = []
+        if self.max_steps == 0 or self.max_steps < -1:
+            found.append(f"trainer.max_steps={self.max_steps} trains nothing. Give a positive number, or -1.")
+        if self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
+            found.append(
+                f"trainer.global_batch_size={self.global_batch_size} is not divisible by "
+                f"trainer.micro_batch_size={self.micro_batch_size}. Make it a multiple."
+            )
+        needs_eval = self.load_best_model_at_end or self.early_stopping_patience is not None
+        if needs_eval and self.eval_steps is None:
+            found.append(
+                "trainer.eval_steps=null leaves the best checkpoint unknown. Set trainer.eval_steps, e.g. to save_steps."
+            )
+        if self.load_best_model_at_end and self.eval_steps and self.save_steps % self.eval_steps:
+            found.append(
+                f"trainer.save_steps={self.save_steps} is no multiple of trainer.eval_steps={self.eval_steps}, "
+                "so the best model may have no checkpoint. Make it a multiple."
+            )
+        return found

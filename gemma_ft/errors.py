@@ -1,0 +1,49 @@
+"""The errors a user can meet, each one line with what to do, and the exit code each ends in."""
+
+
+class GemmaFTError(Exception):
+    """Tell the user, in one line, what cannot work and what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(GemmaFTError):
+    """Carry every problem of one configuration, so that one run of the program shows them all."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ModelError(GemmaFTError):
+    """Say why a checkpoint or tokenizer cannot be used."""
+
+    exit_code = 2
+
+
+class HubError(GemmaFTError):
+    """Say what stands between this machine and a hub repository."""
+
+    exit_code = 2
+
+
+class DataError(GemmaFTError):
+    """Name the file or data set, the row and the cause."""
+
+    exit_code = 2
+
+
+class RunError(GemmaFTError):
+    """Say why a run folder cannot be used for what was asked."""
+
+    exit_code = 2
+
+
+class TrainingError(GemmaFTError):
+    """Say why a run that had started could not go on."""
+
+
+class ExportError(GemmaFTError):
+    """Say why a checkpoint was not written; nothing stands under its final name."""
