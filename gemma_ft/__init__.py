@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gemma_ft.config.compose import compose
     from gemma_ft.config.schema import RunConfig
     from gemma_ft.evaluation.generate import generate
-    from gemma_ft.export.run import export
+    from gemma_ft.exporting.run import export
     from gemma_ft.training.run import train
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ __all__ = ["RunConfig", "__version__", "compose", "export", "generate", "train"]
 _HOMES = {
     "RunConfig": "gemma_ft.config.schema",
     "compose": "gemma_ft.config.compose",
-    "export": "gemma_ft.export.run",
+    "export": "gemma_ft.exporting.run",
     "generate": "gemma_ft.evaluation.generate",
     "train": "gemma_ft.training.run",
 }
