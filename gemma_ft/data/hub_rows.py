@@ -1,0 +1,102 @@
+"""Rows of a data set on the hub."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gemma_ft import hub
+from gemma_ft.data.rows import Row
+from gemma_ft.errors import DataError, GemmaFTError
+
+_BATCH_ROWS = 512
+
+
+class HubRows:
+    """A data set of the hub, or its copy in the cache where the hub cannot be reached."""
+
+    def __init__(self, path: str, *, config: str | None, revision: str | None) -> None:
+        self._path = path
+        answer = hub.ask(path, revision=revision, repo_type="dataset", name="README.md")
+        try:
+            with _quiet_datasets(), hub.cached_datasets_only(answer):
+                self._builder = _prepare(path, config, revision or answer.commit)
+        except GemmaFTError:
+            raise
+        except Exception as error:
+            raise _reason(answer.failure or error, error, path, config) from None
+        hub.tell_cached(answer, key="dataset.path", repo=path)
+        self.revision = answer.commit or str(self._builder.hash)
+        if answer.commit is None and not _is_asked_for(path, revision, self.revision):
+            raise hub.explain(
+                answer.failure or LookupError(f"revision {revision} is not cached"),
+                key="dataset.path",
+                repo=path,
+                repo_type="dataset",
+            )
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Name the splits of the data set."""
+        return tuple(self._builder.info.splits or ())
+
+    def count(self, split: str) -> int:
+        """Count the rows of a split."""
+        return int(self._builder.info.splits[split].num_examples)
+
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+        """Read the rows of a split from start up to, not including, stop (counted from 0)."""
+        total = self.count(split)
+        with _quiet_datasets():
+            chosen = self._builder.as_dataset(split=split).select(
+                range(min(start, total), total if stop is None else min(stop, total))
+            )
+        # As Arrow: columns that hold images or sounds are not decoded.
+        number = start
+        for batch in chosen.with_format("arrow").iter(batch_size=_BATCH_ROWS):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{self._path}[{split}]:{number}", values)
+
+
+def _prepare(path: str, config: str | None, revision: str | None) -> Any:
+    import datasets
+
+    builder = datasets.load_dataset_builder(path, name=config, revision=revision)
+    builder.download_and_prepare()
+    return builder
+
+
+def _reason(reason: Exception, error: Exception, path: str, config: str | None) -> GemmaFTError:
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "onfig" in text:
+        return DataError(f"dataset.config={config} does not fit {path}: {text[:300].rstrip('.')}.")
+    return hub.explain(reason, key="dataset.path", repo=path, repo_type="dataset")
+
+
+def _is_asked_for(path: str, revision: str | None, commit: str) -> bool:
+    """Tell whether the cached copy is of the revision; the datasets library takes any that it finds."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if revision is None or revision == commit:
+        return True
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=path, repo_type="dataset")
+    reference = folder / "refs" / revision
+    return reference.is_file() and reference.read_text(encoding="utf-8").strip() == commit
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Keep the datasets library's bars and its remarks on the cache off the screen."""
+    import datasets
+
+    bars, level = datasets.is_progress_bar_enabled(), datasets.utils.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,89 @@
+"""A row of a data set with its place, and which rows a split expression means."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gemma_ft.errors import DataError
+
+_PART = re.compile(r"(?P<name>[\w.-]*\w)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stands in its source."""
+
+    where: str
+    """File and line, or data set and row, each counted from 1."""
+    values: dict[str, Any]
+    """The columns."""
+
+
+class Source(Protocol):
+    """A place that rows come from."""
+
+    @property
+    def revision(self) -> str | None:
+        """Tell the commit of the rows, where the source has commits."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Name the splits that can be read."""
+
+    def count(self, split: str) -> int:
+        """Count the rows of a split."""
+
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+        """Read the rows of a split from start up to, not including, stop (counted from 0)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitPart:
+    """A split, or a slice of it."""
+
+    name: str
+    start: str = ""
+    """A row number, or a percentage with its sign; negative counts from the end; empty is the beginning."""
+    stop: str = ""
+
+    def bounds(self, count: Callable[[], int]) -> tuple[int, int | None]:
+        """Resolve the slice to row numbers.
+
+        Args:
+            count: Counts the rows of the split; called only where the slice depends on it.
+
+        Returns:
+            The first row and the one after the last (none: to the end), counted from 0.
+        """
+        if not any(mark in self.start + self.stop for mark in "%-"):
+            return int(self.start or 0), int(self.stop) if self.stop else None
+        total = count()
+        start = _position(self.start, total) if self.start else 0
+        return start, _position(self.stop, total) if self.stop else total
+
+
+def _position(text: str, total: int) -> int:
+    number = int(text.removesuffix("%"))
+    if text.endswith("%"):
+        number = round(number * total / 100)  # the rounding of the datasets library, so that slices agree
+    return min(max(number + total, 0) if number < 0 else number, total)
+
+
+def parse_split(split: str, key: str) -> tuple[SplitPart, ...]:
+    """Read a split expression: `train`, `train[:5%]`, `train[-10%:]`, `train[100:200]`, or several with `+`.
+
+    Args:
+        split: The expression.
+        key: The configuration key that holds it, for the message.
+
+    Raises:
+        DataError: It is none.
+    """
+    matches = [_PART.fullmatch(part.strip()) for part in split.split("+")]
+    parts = [match.groupdict(default="") for match in matches if match]
+    if len(parts) < len(matches):
+        raise DataError(
+            f'{key}={split} is no split. Write it like "train", "train[:5%]" or "train[100:200]".'
+        )
+    return tuple(SplitPart(**part) for part in parts)
