@@ -1,7 +1,9 @@
 """The `dataset` section: where rows come from and what is learned from them."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
+from pathlib import Path
 
 
 class DataSource(StrEnum):
@@ -47,8 +49,13 @@ class DatasetConfig:
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
-        found = []
-        if not self.path:
+        found = self._path_problems()
+        if self.eval_split is not None and self.eval_split == self.split:
+            found.append(
+                f"dataset.eval_split={self.eval_split} is the training split itself. "
+                "Name another one, or leave it out to hold out a share."
+            )
+        if not self.path.strip():
             found.append("dataset.path= is empty. Name your file, e.g. dataset=local dataset.path=my.jsonl.")
         if not 0 <= self.eval_fraction < 1:
             found.append(f"dataset.eval_fraction={self.eval_fraction} must be at least 0 and below 1. Use 0.05.")
@@ -57,3 +64,20 @@ class DatasetConfig:
             if value is not None and value < 1:
                 found.append(f"dataset.{key}={value} must be at least 1. Leave it out to use every row.")
         return found
+
+    def _path_problems(self) -> list[str]:
+        path = Path(self.path).expanduser()
+        if self.source is not DataSource.local or not self.path.strip() or path.exists():
+            return []
+        near = get_close_matches(path.name, _names_in(path.parent), 1)
+        if near:
+            hint = f"Did you mean {Path(self.path).parent / near[0]}?"
+        elif self.path.count("/") == 1 and not path.suffix:
+            hint = "For a hub id add dataset.source=hub."
+        else:
+            hint = f"Check the path; relative ones start at {Path.cwd()}."
+        return [f"dataset.path={self.path} does not exist. {hint}"]
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []

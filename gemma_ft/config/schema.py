@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.trainer import TrainerConfig
@@ -130,6 +131,11 @@ class AdapterConfig:
             found.append("adapter.targets=[] names no layer. Use adapter.targets=[all-linear].")
         if self.path is not None and self.method is AdapterMethod.none:
             found.append(f"adapter.path={self.path} needs adapters, but adapter=none. Add adapter=lora.")
+        if self.path and not (Path(self.path).expanduser() / "adapter_config.json").is_file():
+            found.append(
+                f"adapter.path={self.path} has no adapter_config.json. "
+                "Give the folder of an adapter, e.g. adapter.path=outputs/NAME/adapter."
+            )
         return found
 
 
@@ -211,6 +217,8 @@ class RunConfig:
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
+        if not 0 <= self.seed < 2**32:
+            return [f"seed={self.seed} must be at least 0 and below 2**32. Use 42."]
         if self.name and (self.name.startswith(".") or not all(c.isalnum() or c in "._-+" for c in self.name)):
             return [f"name={self.name} is no plain folder name. Use letters, digits and . _ - + only."]
         return []

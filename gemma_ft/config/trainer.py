@@ -1,7 +1,12 @@
 """The `trainer` section: optimisation, batches, length and rhythm. Names are TRL's where a value passes 1:1."""
 
-from dataclasses import dataclass, field
+import difflib
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from gemma_ft.config.extra import find_extra_problems
+from gemma_ft.config.library_names import optimizer_names, scheduler_names
 
 _POSITIVE = (
     "learning_rate",
@@ -74,21 +79,37 @@ class TrainerConfig:
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
         found = [
-            f"trainer.{key}={value} must be above 0."
+            f"trainer.{key}={value} must be above 0. Give a positive number, or leave it out for the default."
             for key in _POSITIVE
-            if (value := getattr(self, key)) is not None and value <= 0
+            if (value := getattr(self, key)) is not None and not 0 < value < math.inf
         ]
         found += [
-            f"trainer.{key}={value} must not be negative."
+            f"trainer.{key}={value} must not be negative. Give 0 or more."
             for key in _NOT_NEGATIVE
-            if (value := getattr(self, key)) is not None and value < 0
+            if (value := getattr(self, key)) is not None and not 0 <= value < math.inf
         ]
-        return found + self._step_problems()
+        names = frozenset(item.name for item in fields(self))
+        return found + self._step_problems() + self._name_problems() + find_extra_problems(self.extra, names)
+
+    def _name_problems(self) -> list[str]:
+        found = []
+        for key, known in (("optim", optimizer_names()), ("lr_scheduler_type", scheduler_names())):
+            value = getattr(self, key)
+            if known and value.strip() and value not in known:
+                near = difflib.get_close_matches(value, known, 1)
+                hint = f"Did you mean {near[0]}?" if near else f"Use one of {', '.join(sorted(known))}."
+                found.append(f"trainer.{key}={value} is no name that transformers knows. {hint}")
+        return found
 
     def _step_problems(self) -> list[str]:
         found = []
         if self.max_steps == 0 or self.max_steps < -1:
             found.append(f"trainer.max_steps={self.max_steps} trains nothing. Give a positive number, or -1.")
+        if 1 < self.warmup_steps < math.inf and self.warmup_steps != int(self.warmup_steps):
+            found.append(
+                f"trainer.warmup_steps={self.warmup_steps} is neither a share nor a number of steps. "
+                "Give a share below 1, or a whole number."
+            )
         if self.micro_batch_size > 0 and self.global_batch_size % self.micro_batch_size:
             found.append(
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by "

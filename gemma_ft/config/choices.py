@@ -1,0 +1,40 @@
+"""Say what was meant by an option or recipe that does not exist."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from gemma_ft.config.catalog import RECIPE, Option
+
+Options = Mapping[str, Mapping[str, Option]]
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def unknown_choice(said: str, group: str, name: str, options: Options) -> str:
+    """Say that a group has no such option, and what was likely meant.
+
+    Args:
+        said: The words that chose it, as they were written.
+        group: A group of the config, or `recipe`.
+        name: The option that does not exist.
+        options: Every option by group and name.
+    """
+    known = sorted(options[group])
+    listed = f"Choose one of {', '.join(known)}."
+    if name in ("null", "") and "none" in known:
+        return f"{said} is not how a choice is switched off. Type {group}=none."
+    if group == "model" and ("/" in name or Path(name).is_dir()):
+        return f"{said} is no option of model. Type model.path={name}."
+    if group == "dataset" and (Path(name).exists() or name.endswith(_DATA_SUFFIXES)):
+        return f"{said} is no option of dataset. Type dataset=local dataset.path={name}."
+    if group == "dataset" and _HUB_ID.fullmatch(name):
+        return f"{said} is no option of dataset. Type dataset.source=hub dataset.path={name} dataset.split=train."
+    if group == RECIPE and Path(f"{name}.yaml").is_file():
+        return f"{said} is no recipe of this package. Type recipe=./{name}.yaml for the file in this folder."
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"Did you mean {group}={close[0]}? " if close else ""
+    what = "recipe" if group == RECIPE else f"option of {group}"
+    return f"{said} is no {what}. {hint}{listed}"

@@ -1,0 +1,46 @@
+"""Turn a composed config into the values that the program works with, and back into plain ones for a file."""
+
+from dataclasses import asdict, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from gemma_ft.config.schema import RunConfig
+
+
+def to_tidy(config: RunConfig) -> RunConfig:
+    """Give sequences their declared type and write out `~` in paths; changes the config and returns it."""
+    _make_tuples(config)
+    for section in (config.model, config.dataset, config.adapter):
+        if section.path is not None and section.path.startswith("~"):
+            section.path = str(Path(section.path).expanduser())
+    if config.output_dir.startswith("~"):
+        config.output_dir = str(Path(config.output_dir).expanduser())
+    return config
+
+
+def to_plain(config: RunConfig) -> dict[str, Any]:
+    """Return a config as mappings, lists, texts and numbers."""
+    plain = _plain(asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _make_tuples(section: Any) -> None:
+    types = get_type_hints(type(section))
+    for item in fields(section):
+        value = getattr(section, item.name)
+        if is_dataclass(value):
+            _make_tuples(value)
+        elif get_origin(types[item.name]) is tuple:
+            setattr(section, item.name, tuple(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value.replace("${", r"\${") if isinstance(value, str) else value

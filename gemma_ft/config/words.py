@@ -1,0 +1,233 @@
+"""Check the words of a command line one by one, and write them as Hydra's grammar wants them."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+
+from gemma_ft.config.catalog import GROUPS, RECIPE
+from gemma_ft.config.choices import Options, unknown_choice
+from gemma_ft.config.keys import EXTRA, advice, fit, is_optional, key_types, plain_type
+
+_WORD = re.compile(r"(\+\+?|~)?([^=]*)=(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What the text after `=` says in Hydra's grammar."""
+
+    valid: bool
+    """False: it does not parse."""
+    swept: bool = False
+    """Several values, one a job."""
+    simple: bool = False
+    """Swept in the form a,b,c."""
+    values: tuple[Any, ...] = ()
+    """The value, or those of a sweep that lists them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grammar:
+    """Hydra's grammar as two calls, so that nothing else here needs Hydra."""
+
+    read: Callable[[str], Reading]
+    """Parse the text after `=`."""
+    quote: Callable[[str], str]
+    """Write a text so that it is read as that text."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Checked:
+    """The words of one command line after checking."""
+
+    words: list[str] = field(default_factory=list)
+    """Words that can be composed, in Hydra's grammar."""
+    problems: list[str] = field(default_factory=list)
+    """One line for each word that cannot work."""
+    keys: set[str] = field(default_factory=set)
+    """Full names of the keys that were set by good words."""
+    swept: set[str] = field(default_factory=set)
+    """Keys and groups that take several values."""
+    choices: dict[str, list[str]] = field(default_factory=dict)
+    """Options chosen by good words, by group."""
+    recipe_files: dict[str, Path] = field(default_factory=dict)
+    """Recipes given as a file, by their stem."""
+    choice_refused: bool = False
+    """A group or recipe was chosen that does not exist, so that the rest of the config is not what was meant."""
+
+
+def check_words(words: Iterable[str], options: Options, grammar: Grammar, *, multirun: bool = False) -> Checked:
+    """Check the words of a command line against keys, groups and recipes.
+
+    Args:
+        words: `key=value` in the form of Hydra's overrides.
+        options: Every option by group and name, recipes included.
+        grammar: Hydra's grammar.
+        multirun: Several values (a,b,c) are a sweep instead of an error.
+    """
+    checked = Checked()
+    checker = _Checker(checked, options, grammar, multirun)
+    for word in words:
+        checker.check(word)
+    return checked
+
+
+class _Checker:
+    def __init__(self, checked: Checked, options: Options, grammar: Grammar, multirun: bool) -> None:
+        self.checked = checked
+        self.options = options
+        self.grammar = grammar
+        self.multirun = multirun
+
+    def check(self, word: str) -> None:
+        match = _WORD.fullmatch(word)
+        if match is None:
+            self.checked.problems.append(_no_assignment(word))
+            return
+        sign, key, raw = match.group(1) or "", match.group(2).strip(), match.group(3).strip()
+        problem: str | None
+        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            problem = self._take_hydra(word, key, raw)
+        elif sign == "~":
+            problem = f"{word} cannot take a key away. Give the key a value instead, e.g. null or none."
+        elif key in (*GROUPS, RECIPE):
+            problem = self._take_choice(key, raw)
+            self.checked.choice_refused |= problem is not None
+        elif key in key_types() and key != EXTRA:
+            problem = self._take_value(key, raw)
+        elif key == EXTRA or key.startswith(EXTRA + "."):
+            problem = self._take_extra(key, raw)
+        else:
+            problem = f"{key}={raw} is no key of a run. {advice(key, raw)}"
+        if problem is not None:
+            self.checked.problems.append(problem)
+
+    def _take_hydra(self, word: str, key: str, raw: str) -> str | None:
+        if not self.grammar.read(raw).valid:
+            return f"{key}={raw} is not in Hydra's grammar. Put the value into quotes: {_shell(key, self.grammar.quote(raw))}"
+        self.checked.words.append(word)
+        return None
+
+    def _take_choice(self, group: str, raw: str) -> str | None:
+        if group in self.checked.choices:
+            before = ",".join(self.checked.choices[group])
+            return f"{group}={raw} is the second choice of {group}, after {group}={before}. Keep one of them."
+        reading = self._reading(raw)
+        if reading.swept and not self.multirun:
+            return f"{group}={raw} names several. Add --multirun to run each of them, or keep one."
+        if reading.swept and not reading.values:
+            self.checked.choices[group] = sorted(self.options[group])  # glob(...)
+            self._accept(group, raw, swept=True)
+            return None
+        found = [self._find_choice(group, value) for value in reading.values]
+        problems = [problem for _, problem in found if problem is not None]
+        if problems:
+            return "\n".join(problems)
+        self.checked.choices[group] = [name for name, _ in found if name != "null"]
+        self._accept(group, ",".join(name for name, _ in found), swept=reading.swept)
+        return None
+
+    def _find_choice(self, group: str, value: Any) -> tuple[str, str | None]:
+        name = "null" if value is None else str(value)
+        if group == RECIPE:
+            if name in ("null", ""):
+                return "null", None
+            if "/" in name or "\\" in name or name.endswith((".yaml", ".yml")):
+                return self._find_recipe_file(name)
+        if name in self.options[group]:
+            return name, None
+        return name, unknown_choice(f"{group}={name}", group, name, self.options)
+
+    def _find_recipe_file(self, name: str) -> tuple[str, str | None]:
+        path = Path(name).expanduser()
+        if not path.is_file():
+            near = difflib.get_close_matches(path.stem, self.options[RECIPE], 1)
+            hint = f"Did you mean recipe={near[0]}?" if near else "Name an existing .yaml file."
+            return name, f"recipe={name} is no file. {hint}"
+        if not re.fullmatch(r"\w[\w.+-]*", path.stem):
+            return name, f"recipe={name} names the run, but is no plain folder name. Rename it with letters, digits and . _ - only."
+        self.checked.recipe_files[path.stem] = path
+        return path.stem, None
+
+    def _take_value(self, key: str, raw: str) -> str | None:
+        kind = plain_type(key_types()[key])
+        reading = self._reading(raw)
+        if kind is str:
+            reading = self._literal(key, raw, reading)
+        elif get_origin(kind) is tuple and reading.simple and not self.multirun:
+            reading = Reading(valid=True, values=(list(reading.values),))
+        if not reading.valid:
+            return f"{key}={raw} cannot be read. Put it into quotes: {_shell(key, self.grammar.quote(raw))}"
+        if reading.swept and not self.multirun:
+            return f"{key}={raw} gives several values. Add --multirun to run each of them, or keep one."
+        values = []
+        for value in reading.values:
+            try:
+                values.append(fit(key, value))
+            except ValueError as error:
+                return f"{key}={_shown(value)} {error}"
+        self.checked.keys.add(key)
+        rewritten = values and (reading.simple or not reading.swept)
+        text = ",".join(self._written(value) for value in values) if rewritten else raw
+        self._accept(key, text, swept=reading.swept)
+        return None
+
+    def _take_extra(self, key: str, raw: str) -> str | None:
+        reading = self._reading(raw)
+        if reading.swept and not self.multirun:
+            return f"{key}={raw} gives several values. Add --multirun to run each of them, or keep one."
+        self.checked.keys.add(EXTRA)
+        self._accept(key, raw if reading.valid else self.grammar.quote(raw), swept=reading.swept, sign="++")
+        return None
+
+    def _literal(self, key: str, raw: str, reading: Reading) -> Reading:
+        """Read a text as it was typed, unless it is quoted, null or a sweep.
+
+        `train[:5%]`, a commit like 7e10234 or a path with `=` would otherwise be errors or numbers.
+        """
+        if reading.swept and self.multirun:
+            return reading
+        value = reading.values[0] if reading.values else None
+        if reading.valid and not reading.swept and isinstance(value, str):
+            return reading
+        if reading.valid and value is None and not reading.swept and is_optional(key_types()[key]):
+            return reading
+        if reading.valid and value is None and not reading.swept:
+            return Reading(valid=True, values=(None,))
+        return Reading(valid=True, values=(raw,))
+
+    def _reading(self, raw: str) -> Reading:
+        return self.grammar.read(raw) if raw else Reading(valid=True, values=("",))
+
+    def _written(self, value: Any) -> str:
+        if isinstance(value, list):
+            return "[" + ",".join(map(self._written, value)) + "]"
+        if isinstance(value, str):
+            plain = re.fullmatch(r"[\w./-]+", value) and self._reading(value).values == (value,)
+            return value if plain else self.grammar.quote(value)
+        return "null" if value is None else str(value)
+
+    def _accept(self, key: str, text: str, *, swept: bool, sign: str = "") -> None:
+        self.checked.words.append(f"{sign}{key}={text}")
+        if swept:
+            self.checked.swept.add(key)
+
+
+def _no_assignment(word: str) -> str:
+    if word in GROUPS or word in key_types() or word == RECIPE:
+        return f"{word} has no value. Type {word}=VALUE."
+    if word.startswith("~"):
+        return f"{word} cannot take a key away. Give the key a value instead, e.g. null or none."
+    return f"{word} is no key=value. Commands come first, and a key and its value are one word around =."
+
+
+def _shell(key: str, text: str) -> str:
+    return f'"{key}={text}"' if "'" in text else f"'{key}={text}'"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
