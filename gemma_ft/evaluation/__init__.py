@@ -1,0 +1,1 @@
+"""What a model says, before and after."""

@@ -1,0 +1,1 @@
+"""From checkpoint to model: loading, precision, quantization, adapters."""

@@ -1,0 +1,1 @@
+"""The run: TRL's trainer, checkpoints, progress and tracking."""

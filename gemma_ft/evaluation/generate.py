@@ -1,0 +1,148 @@
+"""Answers from the base, the adapter or the merged model of a run."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_ft.config.schema import ModelConfig, QuantizationConfig
+from gemma_ft.errors import RunError
+from gemma_ft.families import END_OF_TURN
+from gemma_ft.runs import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+class Which(StrEnum):
+    """The model of a run that answers."""
+
+    auto = "auto"
+    base = "base"
+    adapter = "adapter"
+    merged = "merged"
+
+
+def generate(
+    run: RunFolder | str | os.PathLike[str],
+    prompt: str,
+    *,
+    which: Which | str = Which.auto,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    raw: bool = False,
+) -> str:
+    """Answer a prompt.
+
+    Args:
+        run: A run folder, or a model: hub id, local folder or bundled:tiny.
+        prompt: What the user says; with `raw`, text to go on with.
+        which: Of a run: base, adapter or merged; auto takes the merged model where there is one.
+        max_new_tokens: Longest answer, in tokens.
+        temperature: 0 takes the likeliest token each time; above it, tokens are drawn.
+        raw: Put the prompt into no turn.
+
+    Raises:
+        GemmaFTError: There is no such run or model, or the run has no such part.
+    """
+    model, tokenizer = load_for_answers(run, Which(which))
+    return answer(model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, raw=raw)
+
+
+def load_for_answers(
+    run: RunFolder | str | os.PathLike[str], which: Which
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
+    """Load a model that answers, with its tokenizer.
+
+    Raises:
+        GemmaFTError: There is no such run or model, or the run has no such part.
+    """
+    from gemma_ft.config.compose import load_config
+
+    path = str(run.path if isinstance(run, RunFolder) else run)
+    if not (Path(path) / "config.yaml").is_file():
+        if which not in (Which.auto, Which.base):
+            raise RunError(
+                f"{path} is no run folder, so it has no {which} model. Give a run, or leave the choice out."
+            )
+        return _load(ModelConfig(path=path), QuantizationConfig())
+    folder = open_run(path)
+    config = load_config(folder.config)
+    which = _choose(folder, which)
+    if which is Which.merged:
+        return _load(
+            ModelConfig(path=str(folder.merged), attention=config.model.attention), QuantizationConfig()
+        )
+    model, tokenizer = _load(config.model, config.quantization)
+    if which is Which.adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder.adapter)
+    return model, tokenizer
+
+
+def _choose(run: RunFolder, which: Which) -> Which:
+    found = {Which.merged: run.merged, Which.adapter: run.adapter}
+    if which is Which.auto:
+        there = [name for name, folder in found.items() if folder.is_dir()]
+        if not there:
+            raise RunError(
+                f"{run.path} has neither a merged model nor an adapter yet. Train it to the end first."
+            )
+        return there[0]
+    if which in found and not found[which].is_dir():
+        raise RunError(f"{run.path} has no {which} model. Make it with: python -m gemma_ft export {run.path}")
+    return which
+
+
+def _load(
+    model: ModelConfig, quantization: QuantizationConfig
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerFast]":
+    from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
+    from gemma_ft.modeling.libraries import quiet_libraries
+    from gemma_ft.modeling.loading import load_model
+    from gemma_ft.modeling.precision import read_device, resolve_precision
+
+    quiet_libraries()
+    checkpoint = find_checkpoint(model)
+    precision = resolve_precision(model, checkpoint.family, read_device())
+    loaded = load_model(checkpoint, precision, quantization, dtype=precision.torch_dtype)
+    return loaded, load_tokenizer(checkpoint)
+
+
+def answer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerFast",
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    raw: bool = False,
+) -> str:
+    """Let a loaded model answer, and leave it in the mode it was in."""
+    import torch
+
+    from gemma_ft.data.tokens import prompt_ids
+
+    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
+    if not raw:
+        ids = prompt_ids(tokenizer, [("user", prompt)])
+    prompt_BL = torch.tensor([ids], device=model.device)
+    sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature}
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        answer_BL = model.generate(
+            input_ids=prompt_BL,
+            attention_mask=torch.ones_like(prompt_BL),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TURN)],
+            pad_token_id=tokenizer.pad_token_id,
+            use_cache=True,
+            **sampling,
+        )
+    model.train(was_training)
+    text: str = tokenizer.decode(answer_BL[0, len(ids) :], skip_special_tokens=True)
+    return text.strip()

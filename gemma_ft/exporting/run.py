@@ -1,0 +1,84 @@
+"""The door of the export: from a run folder to a checkpoint that loads anywhere."""
+
+import logging
+import os
+from datetime import date
+from pathlib import Path
+
+from gemma_ft.config.compose import load_config
+from gemma_ft.config.schema import ExportMethod, RunConfig
+from gemma_ft.errors import RunError
+from gemma_ft.exporting.card import Origin
+from gemma_ft.exporting.folder import export_checkpoint
+from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json
+
+logger = logging.getLogger("gemma_ft")
+
+
+def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
+    """Export a trained run.
+
+    Args:
+        run: The run folder, wherever it is now.
+        overrides: `export.*` keys, and `model.path` where the base has moved.
+
+    Returns:
+        The folder of the merged checkpoint.
+
+    Raises:
+        GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
+    """
+    folder = run if isinstance(run, RunFolder) else open_run(run)
+    config = load_config(folder.config, *overrides)
+    if config.export.method is ExportMethod.none:
+        config.export.method = ExportMethod.merged
+    merged = export_run(folder, config)
+    status = folder.read_status()
+    if status is not None and status.stage in (Stage.trained, Stage.exporting):
+        folder.write_status(State.finished, Stage.finished)
+    return merged
+
+
+def export_run(run: RunFolder, config: RunConfig) -> Path:
+    """Merge what a run has trained into its base, as `config.export` says.
+
+    Raises:
+        GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
+    """
+    from gemma_ft.modeling.checkpoint import fetch_weights, find_checkpoint
+
+    if not run.trained.is_dir():
+        raise RunError(
+            f"{run.path} has no trained weights yet. Train to the end first: the same line goes on."
+        )
+    checkpoint = find_checkpoint(config.model)
+    report = export_checkpoint(
+        base=fetch_weights(checkpoint),
+        trained=run.trained,
+        destination=run.merged,
+        family=checkpoint.family,
+        origin=_origin(run, config, checkpoint.hub_id, checkpoint.revision),
+        shard_bytes=config.export.shard_bytes(),
+    )
+    logger.info(
+        "exported %s: %d tensors, %d of them changed, in %d file(s)",
+        run.merged,
+        report.tensors,
+        report.changed,
+        report.shards,
+    )
+    return run.merged
+
+
+def _origin(run: RunFolder, config: RunConfig, base: str | None, revision: str | None) -> Origin:
+    losses = [record["eval_loss"] for record in run.read_metrics() if "eval_loss" in record]
+    return Origin(
+        base_name=base or config.model.path,
+        base_revision=revision,
+        data=read_json(run.data) if run.data.is_file() else {},
+        name=config.name,
+        quantization=config.quantization.method.value,
+        adapter=config.adapter.method.value,
+        held_out_loss=(losses[0], losses[-1]) if losses else None,
+        day=date.today().isoformat(),
+    )

@@ -1,0 +1,69 @@
+"""Low-rank adapters on a loaded model."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemma_ft.config.schema import AdapterConfig
+from gemma_ft.errors import ConfigError
+from gemma_ft.families import LINEAR_LAYERS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+def build_lora(adapter: AdapterConfig) -> "LoraConfig":
+    """Build PEFT's settings from ours."""
+    from peft import LoraConfig
+
+    targets = [
+        layer for name in adapter.targets for layer in (LINEAR_LAYERS if name == "all-linear" else (name,))
+    ]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+    )
+
+
+def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftModel":
+    """Put trainable adapters on a model, whose own weights are frozen: new ones, or those of `adapter.path`.
+
+    Raises:
+        ConfigError: The targets match no layer, or the existing adapter is for another model.
+    """
+    from peft import PeftModel, get_peft_model
+
+    try:
+        if adapter.path is None:
+            peft_model: PeftModel = get_peft_model(model, build_lora(adapter))
+        else:
+            peft_model = PeftModel.from_pretrained(model, adapter.path, is_trainable=True)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(_explain(adapter, error)) from error
+    return peft_model
+
+
+def save_adapter(model: "PeftModel", folder: Path, *, base: str, revision: str | None) -> None:
+    """Write an adapter as PEFT does, naming the base it was trained on and its commit on the hub."""
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path, settings.revision = base, revision
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _explain(adapter: AdapterConfig, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200]
+    if adapter.path is None:
+        return (
+            f"adapter.targets=[{','.join(adapter.targets)}] matches no layer ({reason}). "
+            f"Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
+        )
+    made_for = json.loads((Path(adapter.path) / "adapter_config.json").read_text()).get(
+        "base_model_name_or_path"
+    )
+    return f"adapter.path={adapter.path} does not fit this model; it was trained on {made_for} ({reason})."

@@ -1,0 +1,121 @@
+"""Where a checkpoint lies and what it is, known before its weights are touched."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_ft import hub
+from gemma_ft.config.schema import ModelConfig
+from gemma_ft.errors import ModelError
+from gemma_ft.families import Family, family_of, load_chat_template
+from gemma_ft.modeling.tiny import TINY, load_tiny
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_SMALL_FILES = ("*.json", "chat_template.jinja", "tokenizer.model")
+_WEIGHTS = ("*.safetensors",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A causal-LM text Gemma on this machine or on the hub."""
+
+    path: str
+    """The value of `model.path`."""
+    folder: Path
+    """Local folder with config and tokenizer; the weights join it when fetched."""
+    config: dict[str, Any]
+    """Content of config.json."""
+    family: Family
+    revision: str | None
+    """Commit of the hub repository; None for a local folder."""
+
+    @property
+    def hub_id(self) -> str | None:
+        """The hub repository, where it comes from one."""
+        return self.path if self.revision else None
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model was made for."""
+        return int(self.config.get("max_position_embeddings", self.family.context_length))
+
+
+def find_checkpoint(model: ModelConfig) -> Checkpoint:
+    """Locate a checkpoint and read what it is; of a hub repository only the small files are fetched.
+
+    Raises:
+        HubError: The repository cannot be read; the message says what is missing.
+        ModelError: It is no causal-LM text Gemma.
+    """
+    if model.path == TINY:
+        folder, revision = load_tiny(), None
+    elif Path(model.path).expanduser().is_dir():
+        folder, revision = Path(model.path).expanduser().resolve(), None
+    else:
+        hub.fetch_file(model.path, "config.json", key="model.path", revision=model.revision)
+        folder = hub.fetch_snapshot(
+            model.path, key="model.path", revision=model.revision, patterns=_SMALL_FILES
+        )
+        revision = folder.name
+    config = _read_config(folder, model.path)
+    return Checkpoint(
+        path=model.path, folder=folder, config=config, family=family_of(config, model.path), revision=revision
+    )
+
+
+def _read_config(folder: Path, path: str) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"model.path={path} has no config.json. Give the folder of a whole checkpoint.")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            f"model.path={path} has a config.json that is not JSON ({error}). Fetch it again."
+        ) from error
+    return config
+
+
+def fetch_weights(checkpoint: Checkpoint) -> Path:
+    """Bring the weights to this machine and return the folder that holds them.
+
+    Raises:
+        HubError: They cannot be downloaded.
+        ModelError: There are no safetensors.
+    """
+    folder = checkpoint.folder
+    if checkpoint.hub_id:
+        folder = hub.fetch_snapshot(
+            checkpoint.hub_id,
+            key="model.path",
+            revision=checkpoint.revision,
+            patterns=(*_SMALL_FILES, *_WEIGHTS),
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"model.path={checkpoint.path} has no safetensors, and other formats are not read. "
+            "Convert it first."
+        )
+    return folder
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
+    """Load the tokenizer, with Gemma's turn format where it has no template of its own."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+            checkpoint.folder, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"model.path={checkpoint.path} has no readable tokenizer ({reason}). "
+            "Give the folder of a whole checkpoint."
+        ) from error
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = load_chat_template()
+    return tokenizer

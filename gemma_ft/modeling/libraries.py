@@ -1,0 +1,51 @@
+"""What is set right in the libraries we call: the one place where their own behaviour is changed.
+
+Each has the reason and what would make it needless.
+"""
+
+import logging
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def quiet_libraries() -> None:
+    """Switch off progress bars and notes that no user can act on; call it before a model is loaded."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    _refuse_hub_kernels()
+    # int8 casts its inputs to fp16 by design, and bitsandbytes says so at every layer of every step
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # peft 0.21 reads a name that transformers 5.23 has renamed; needless once peft reads the new one
+    warnings.filterwarnings(
+        "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+    )
+
+
+def _refuse_hub_kernels() -> None:
+    """Keep bitsandbytes 0.50 from fetching compiled code from the hub when it is imported.
+
+    On processors with AVX512-BF16 it asks the hub for a kernel where the `kernels` package is installed, and
+    warns where it is not. Needless once it asks only when told to.
+    """
+    if "kernels" not in sys.modules:
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def keep_4bit_weights_as_they_are(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights when a model is evaluated on a CPU.
+
+    On processors with AVX512-BF16 the first forward pass in evaluation mode rounds the weights' scales to bf16
+    for good and routes every later pass, training included, through an operator without a gradient: evaluating
+    once would change and cripple the training that follows. Needless once the layer unpacks itself to train.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

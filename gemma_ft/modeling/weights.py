@@ -1,0 +1,53 @@
+"""Safetensors on disk: that what was written is there, whole and finite."""
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from gemma_ft.errors import TrainingError
+
+
+def check_weights(folder: Path) -> None:
+    """Open every safetensors file of a folder and look at every tensor.
+
+    Raises:
+        TrainingError: There is no tensor, a file is cut, or a value is not finite.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    count += 1
+                    if not torch.isfinite(tensors.get_tensor(name)).all():
+                        raise TrainingError(
+                            f"{file} holds non-finite values, in {name}. Lower trainer.learning_rate."
+                        )
+        except (SafetensorError, struct.error, OSError) as error:
+            raise TrainingError(f"{file} was not written whole ({error}). Is the disk full?") from error
+    if not count:
+        raise TrainingError(
+            f"{folder} was written without any tensor. Please report this with the run's config.yaml."
+        )
+
+
+def flush_folder(folder: Path) -> None:
+    """Force the files of a folder, and the folder itself, onto the disk."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish_folder(beside: Path, final: Path) -> None:
+    """Give a whole folder its final name, in place of one that was there."""
+    flush_folder(beside)
+    if final.exists():
+        shutil.rmtree(final)
+    beside.rename(final)

@@ -1,0 +1,192 @@
+"""The run folder: the only place that knows its file names."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from gemma_ft.config.schema import RunConfig
+from gemma_ft.errors import RunError
+
+
+class State(StrEnum):
+    """How a run stands."""
+
+    running = "running"
+    interrupted = "interrupted"
+    failed = "failed"
+    finished = "finished"
+
+
+class Stage(StrEnum):
+    """How far a run has come."""
+
+    data = "data"
+    training = "training"
+    trained = "trained"
+    exporting = "exporting"
+    finished = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The content of status.json."""
+
+    state: State
+    stage: Stage
+    reason: str | None = None
+
+
+NOT_IDENTITY = (
+    "name",
+    "output_dir",
+    "export",
+    "tracking",
+    "trainer.logging_steps",
+    "trainer.save_steps",
+    "trainer.save_total_limit",
+    "trainer.sample_prompt",
+    "trainer.sample_tokens",
+)
+"""Keys that do not change the trained weights, and so may change while a run goes on."""
+
+
+class RunFolder:
+    """One run on disk: paths, and the small files that say how it stands."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Point to a run folder, which need not exist yet."""
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.json"
+        self.data = self.path / "data.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.status = self.path / "status.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+        self.merged = self.path / "merged"
+
+    @property
+    def trained(self) -> Path:
+        """The folder of what was trained: the adapter, or the model of a full fine-tune."""
+        return self.adapter if self.adapter.is_dir() else self.model
+
+    def read_status(self) -> Status | None:
+        """Read how the run stands, or None where no run has begun."""
+        if not self.status.is_file():
+            return None
+        content = read_json(self.status)
+        return Status(State(content["state"]), Stage(content["stage"]), content.get("reason"))
+
+    def write_status(self, state: State, stage: Stage, reason: str | None = None) -> None:
+        """Record how the run stands."""
+        write_json(self.status, asdict(Status(state, stage, reason)))
+
+    def step_folder(self, step: int) -> Path:
+        """Name the checkpoint of an optimizer step."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """List the optimizer steps that have a whole checkpoint, oldest first."""
+        return sorted(
+            int(path.name[5:]) for path in self.checkpoints.glob("step-*") if path.name[5:].isdigit()
+        )
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a line torn by a crash is left out."""
+        return list(self._metric_lines())
+
+    def _metric_lines(self) -> Iterator[dict[str, Any]]:
+        if not self.metrics.is_file():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines beyond the checkpoint that a run goes on from."""
+        kept = [record for record in self._metric_lines() if record.get("step", 0) <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def set_aside(self) -> Path:
+        """Rename the folder to <name>.old-N and return where it is now."""
+        number = 1
+        while (old := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        self.path.rename(old)
+        return old
+
+
+def open_run(path: str | os.PathLike[str]) -> RunFolder:
+    """Open an existing run folder.
+
+    Raises:
+        RunError: There is no run at this path.
+    """
+    run = RunFolder(path)
+    if not run.config.is_file():
+        raise RunError(
+            f"{path} is no run folder: it has no config.yaml. Give the folder of a run, like outputs/x."
+        )
+    return run
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return every key that changes the trained weights, with its value."""
+    flat = _flatten(asdict(config))
+    return {
+        key: value
+        for key, value in flat.items()
+        if key not in NOT_IDENTITY and key.partition(".")[0] not in NOT_IDENTITY
+    }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: The file is not readable JSON.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(
+            f"{path} is not readable JSON ({error}). Restore it, or start anew with --overwrite."
+        ) from error
+    return content
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,123 @@
+"""From our configuration to TRL's arguments."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_ft.config.schema import Dtype, RunConfig, TrackingMethod
+from gemma_ft.config.trainer import TrainerConfig
+from gemma_ft.errors import ConfigError
+from gemma_ft.modeling.precision import Precision
+from gemma_ft.training.layout import Layout
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+_WITHOUT_PAGES = {
+    "paged_adamw": "adamw_torch",
+    "paged_adamw_32bit": "adamw_torch",
+    "paged_adamw_8bit": "adamw_8bit",
+    "paged_lion": "lion_32bit",
+    "paged_lion_32bit": "lion_32bit",
+    "paged_lion_8bit": "lion_8bit",
+}
+"""The same optimizers where there is no GPU whose memory could be paged."""
+
+_AS_THEY_ARE = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "neftune_noise_alpha",
+    "num_train_epochs",
+    "max_steps",
+    "max_length",
+    "packing",
+    "logging_steps",
+    "save_steps",
+    "load_best_model_at_end",
+)
+"""Keys that TRL knows by the same name and meaning."""
+
+
+def build_arguments(
+    config: RunConfig,
+    *,
+    layout: Layout,
+    precision: Precision,
+    output_dir: Path,
+    evaluates: bool,
+    resumes: bool,
+) -> "SFTConfig":
+    """Build TRL's arguments.
+
+    Args:
+        config: The run.
+        layout: Processes and accumulation.
+        precision: Device and number format.
+        output_dir: Where checkpoints are written before they get their final name.
+        evaluates: Whether there are held-out rows.
+        resumes: Whether the run goes on from a checkpoint.
+
+    Raises:
+        ConfigError: A value or an extra that TRL does not take.
+    """
+    from trl import SFTConfig
+
+    trainer = config.trainer
+    _check_extra(trainer.extra, {field.name for field in fields(SFTConfig)})
+    try:
+        return SFTConfig(
+            output_dir=str(output_dir),
+            per_device_train_batch_size=trainer.micro_batch_size,
+            per_device_eval_batch_size=trainer.micro_batch_size,
+            gradient_accumulation_steps=layout.accumulation,
+            bf16=precision.dtype is Dtype.bf16,
+            fp16=precision.dtype is Dtype.fp16,
+            use_cpu=precision.device.kind == "cpu",
+            seed=config.seed,
+            optim=_optimizer(trainer.optim, precision),
+            packing_strategy="bfd",
+            activation_checkpointing=trainer.gradient_checkpointing,
+            save_strategy="steps",
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            disable_tqdm=True,
+            report_to="wandb" if config.tracking.method is TrackingMethod.wandb else "none",
+            run_name=config.name,
+            push_to_hub=False,
+            dataloader_pin_memory=precision.device.kind == "cuda",
+            **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
+            **_evaluation(trainer, evaluates=evaluates, resumes=resumes),
+            **trainer.extra,
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"trainer: {str(error).splitlines()[0]}. Look the value up in TRL's SFTConfig."
+        ) from error
+
+
+def _optimizer(name: str, precision: Precision) -> str:
+    return name if precision.device.kind == "cuda" else _WITHOUT_PAGES.get(name, name)
+
+
+def _evaluation(trainer: TrainerConfig, *, evaluates: bool, resumes: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {"eval_on_start": evaluates and not resumes}
+    if evaluates and trainer.eval_steps is not None:
+        settings |= {"eval_strategy": "steps", "eval_steps": trainer.eval_steps}
+    if trainer.load_best_model_at_end or trainer.early_stopping_patience is not None:
+        settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}
+    return settings
+
+
+def _check_extra(extra: dict[str, Any], known: set[str]) -> None:
+    problems = []
+    for name in extra:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"Did you mean trainer.extra.{near[0]}?" if near else "See TRL's SFTConfig for the names."
+            problems.append(f"trainer.extra.{name}={extra[name]} is no argument of TRL's SFTConfig. {hint}")
+    if problems:
+        raise ConfigError(*problems)

@@ -1,0 +1,63 @@
+"""How this process stands among the others, and the accumulation that follows from it."""
+
+import os
+from dataclasses import dataclass
+
+from gemma_ft.config.schema import ParallelMethod, RunConfig
+from gemma_ft.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """The processes of a run, as their launcher told them."""
+
+    world_size: int
+    """Processes that train together."""
+    rank: int
+    """This process among them, from 0."""
+    accumulation: int
+    """Micro-batches that a process adds up for an optimizer step."""
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes the run folder and speaks."""
+        return self.rank == 0
+
+
+def resolve_layout(config: RunConfig) -> Layout:
+    """Read the launcher's variables and derive gradient accumulation from the global batch.
+
+    Raises:
+        ConfigError: `parallel` does not fit how the program was started, or the batch cannot be shared out.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    method = config.parallel.method
+    if method is ParallelMethod.single and world_size > 1:
+        raise ConfigError(
+            f"parallel=single cannot use the launcher's {world_size} processes. Use parallel=ddp."
+        )
+    if method is ParallelMethod.ddp and world_size == 1:
+        raise ConfigError(
+            "parallel=ddp needs one process a GPU. Start it with: torchrun --standalone --nproc-per-node gpu "
+            "-m gemma_ft ..."
+        )
+    if world_size == 1:
+        hide_other_gpus()
+    share = config.trainer.micro_batch_size * world_size
+    if config.trainer.global_batch_size % share:
+        raise ConfigError(
+            f"trainer.global_batch_size={config.trainer.global_batch_size} is not divisible by {share} "
+            f"(trainer.micro_batch_size={config.trainer.micro_batch_size} x {world_size} processes). "
+            f"Make it a multiple of {share}."
+        )
+    return Layout(world_size=world_size, rank=rank, accumulation=config.trainer.global_batch_size // share)
+
+
+def hide_other_gpus() -> None:
+    """Leave this process one GPU; with several in sight transformers would wrap the model in DataParallel.
+
+    Works until torch looks for GPUs, which it does when first asked, not when imported.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]

@@ -1,0 +1,92 @@
+"""What a run says while it trains: a line of progress, and metrics.jsonl."""
+
+import logging
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from gemma_ft.runs import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger("gemma_ft")
+
+_GIB = 2**30
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Write metrics.jsonl and say where the run is; made for the process that writes."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Start counting when training starts."""
+        self.run = run
+        self._since = (time.monotonic(), 0, 0)
+        """Clock, tokens and step at the start of what the speed is averaged over."""
+
+    def on_train_begin(
+        self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: Any
+    ) -> None:
+        """Start the clock."""
+        self._since = (time.monotonic(), 0, state.global_step)
+
+    def on_log(
+        self,
+        args: "TrainingArguments",
+        state: "TrainerState",
+        control: "TrainerControl",
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep what TRL reports, and say it."""
+        if not state.is_world_process_zero or not logs:
+            return
+        record: dict[str, Any] = {
+            "step": state.global_step,
+            **{key: _number(value) for key, value in logs.items()},
+        }
+        memory = peak_memory()
+        if "loss" in logs:
+            seconds = time.monotonic() - self._since[0]
+            record["tokens_per_second"] = round(logs.get("num_tokens", 0) / max(seconds, 1e-9), 1)
+            record["peak_memory_bytes"] = memory
+            left = (
+                seconds / max(state.global_step - self._since[2], 1) * (state.max_steps - state.global_step)
+            )
+            logger.info(
+                "step %d/%d  loss %.4f  %s tokens/s  %s left  %.2f GiB",
+                state.global_step,
+                state.max_steps,
+                logs["loss"],
+                f"{record['tokens_per_second']:,.0f}",
+                _clock(left),
+                memory / _GIB,
+            )
+        elif "eval_loss" in logs:
+            logger.info(
+                "step %d/%d  held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"]
+            )
+        self.run.append_metrics(record)
+
+
+def peak_memory() -> int:
+    """Return the most memory used so far, in bytes: the GPU's, or this process's without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
