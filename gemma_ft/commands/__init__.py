@@ -1,0 +1,1 @@
+"""One short file a command: words in, calls, words out."""

@@ -1,0 +1,1 @@
+"""The configuration of a run: its keys, its files, and what cannot work."""

@@ -59,7 +59,7 @@ def load_options(config_dir: str | None = None) -> dict[str, dict[str, Option]]:
     """List every file that a command line can choose, by group and name.
 
     Args:
-        config_dir: A user's folder of the same shape as conf/, with recipes in recipe/ or recipes/. Its files win.
+        config_dir: A user's folder in the shape of conf/, recipes in recipe/ or recipes/. Its files win.
     """
     found = {group: dict(options) for group, options in _shipped_options().items()}
     if config_dir is not None:
@@ -74,6 +74,13 @@ def load_options(config_dir: str | None = None) -> dict[str, dict[str, Option]]:
 def load_recipes(config_dir: str | None = None) -> list[Option]:
     """List the recipes by name."""
     return sorted(load_options(config_dir)[RECIPE].values(), key=lambda option: option.name)
+
+
+def default_choices() -> dict[str, str]:
+    """Return the option of each group that is taken where none is chosen."""
+    text = (conf_dir() / "config.yaml").read_text(encoding="utf-8")
+    found: dict[str, str] = dict(re.findall(r"^  - (\w+): (\w+)$", text, re.MULTILINE))
+    return {group: found[group] for group in GROUPS}
 
 
 @cache

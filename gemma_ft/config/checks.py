@@ -23,7 +23,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def find_problems(config: RunConfig) -> list[str]:
-    """List everything that cannot work, each as `key=value why. What to do.`"""
+    """List everything that cannot work, each as `key=value why` and what to do."""
     found = [problem for section in _sections(config) for problem in section.problems()]
     found += [
         f"{key}= is empty. Give it a value, or leave it out for the default."

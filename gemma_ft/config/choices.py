@@ -31,7 +31,10 @@ def unknown_choice(said: str, group: str, name: str, options: Options) -> str:
     if group == "dataset" and (Path(name).exists() or name.endswith(_DATA_SUFFIXES)):
         return f"{said} is no option of dataset. Type dataset=local dataset.path={name}."
     if group == "dataset" and _HUB_ID.fullmatch(name):
-        return f"{said} is no option of dataset. Type dataset.source=hub dataset.path={name} dataset.split=train."
+        return (
+            f"{said} is no option of dataset. "
+            f"Type dataset.source=hub dataset.path={name} dataset.split=train."
+        )
     if group == RECIPE and Path(f"{name}.yaml").is_file():
         return f"{said} is no recipe of this package. Type recipe=./{name}.yaml for the file in this folder."
     close = difflib.get_close_matches(name, known, 1)

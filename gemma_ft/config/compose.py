@@ -19,14 +19,14 @@ from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, V
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option, conf_dir
-from gemma_ft.config.checks import find_problems
+from gemma_ft.config.checks import check_config
 from gemma_ft.config.deltas import check_delta, is_whole_run
-from gemma_ft.config.naming import build_name, build_suffix
+from gemma_ft.config.naming import build_name, build_suffix, swept_values
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.config.shelf import Shelf
+from gemma_ft.config.shelf import Shelf, accept
 from gemma_ft.config.tidy import to_plain, to_tidy
 from gemma_ft.config.words import Checked, Grammar, Reading
 from gemma_ft.errors import ConfigError
@@ -61,15 +61,15 @@ def load_config(path: str | os.PathLike[str], *overrides: str) -> RunConfig:
     shelf = Shelf(None, _read_yaml, _GRAMMAR)
     checked = shelf.check(overrides)
     config = _apply(Path(path), checked, shelf)
-    problems = [problem for problem in find_problems(config) if problem.partition("=")[0] in checked.keys]
-    if checked.problems or problems:
-        raise ConfigError(*checked.problems, *problems)
-    return config
+    return accept(config, checked, typed_only=True)
 
 
-def config_yaml(config: RunConfig) -> str:
-    """Write a config as YAML that `load_config` reads back as an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_plain(config)))
+def config_yaml(config: RunConfig, section: str | None = None) -> str:
+    """Write a config, or one section of it, as YAML; `load_config` reads the whole back as an equal one."""
+    plain = to_plain(config)
+    if section is not None and not isinstance(plain.get(section), dict):
+        raise ConfigError(f"--package={section} is no section of a run. Sections are {', '.join(GROUPS)}.")
+    return OmegaConf.to_yaml(OmegaConf.create(plain if section is None else plain[section]))
 
 
 def sweep(
@@ -91,21 +91,18 @@ def sweep(
         ConfigError: With every problem of the words and of the first jobs, before any job begins.
     """
     shelf = Shelf(config_dir, _read_yaml, _GRAMMAR)
-    checked = shelf.check(words, multirun="--multirun" in flags)
-    problems = list(checked.problems)
-    if "--multirun" in flags and not problems:
-        problems = _job_problems(checked, shelf)
+    multirun = "--multirun" in flags
+    checked = shelf.check(words, multirun=multirun)
+    problems = checked.problems or (_job_problems(checked, shelf) if multirun else [])
     if problems:
         raise ConfigError(*problems)
 
     def job(cfg: DictConfig) -> Any:
         now = HydraConfig.get()
-        swept = _swept_values([str(word) for word in now.overrides.task], checked)
+        swept = swept_values(now.overrides.task, checked, _GRAMMAR)
         suffix = build_suffix(swept, named_by_user="name" in checked.keys)
         config = _to_run_config(cfg, now.runtime.choices, suffix)
-        found = find_problems(config)
-        if found:
-            raise ConfigError(*found)
+        check_config(config)
         return task(config)
 
     _run_hydra_main(job, [*flags, *checked.words], shelf)
@@ -123,12 +120,7 @@ def _compose_checked(checked: Checked, shelf: Shelf) -> RunConfig:
             config = _to_run_config(cfg, cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(*(checked.problems or [_one_line(error)])) from error
-    problems = find_problems(config)
-    if checked.choice_refused:  # not the config that was meant: say only what holds for any choice
-        problems = [problem for problem in problems if problem.partition("=")[0] in checked.keys]
-    if checked.problems or problems:
-        raise ConfigError(*checked.problems, *problems)
-    return config
+    return accept(config, checked, typed_only=checked.choice_refused)
 
 
 def _to_run_config(cfg: DictConfig, choices: Mapping[str, str | None], suffix: str = "") -> RunConfig:
@@ -173,24 +165,13 @@ def _job_problems(checked: Checked, shelf: Shelf) -> list[str]:
                 each.append([f"{override.get_key_element()}={value}" for value in values])
             elif not override.is_sweep_override():
                 each.append([str(override.input_line)])
-    problems: dict[str, None] = {}
+    problems: list[str] = []
     for words in islice(product(*each), _MOST_JOBS_CHECKED):
         try:
             _compose_checked(shelf.check(words), shelf)
         except ConfigError as error:
-            problems.update(dict.fromkeys(error.problems))
-    return list(problems)
-
-
-def _swept_values(words: Sequence[str], checked: Checked) -> dict[str, str]:
-    """Return the keys of a job whose values the command line does not fix, with their values."""
-    fixed = {word.partition("=")[0] for word in checked.words} - checked.swept
-    values = {}
-    for override in OverridesParser.create().parse_overrides(list(words)):
-        key, value = override.key_or_group, override.value()
-        if key not in fixed and override.get_key_element() not in fixed and key != "name":
-            values[key] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return values
+            problems += error.problems
+    return list(dict.fromkeys(problems))
 
 
 def _run_hydra_main(job: Callable[[DictConfig], Any], arguments: Sequence[str], shelf: Shelf) -> None:
@@ -238,7 +219,9 @@ def _read_yaml(path: Path) -> Any:
     try:
         return _read_yaml_at(path, path.stat().st_mtime_ns)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}). Name an existing file.") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error}). Name an existing file."
+        ) from None
 
 
 @cache

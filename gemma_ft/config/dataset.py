@@ -58,7 +58,9 @@ class DatasetConfig:
         if not self.path.strip():
             found.append("dataset.path= is empty. Name your file, e.g. dataset=local dataset.path=my.jsonl.")
         if not 0 <= self.eval_fraction < 1:
-            found.append(f"dataset.eval_fraction={self.eval_fraction} must be at least 0 and below 1. Use 0.05.")
+            found.append(
+                f"dataset.eval_fraction={self.eval_fraction} must be at least 0 and below 1. Use 0.05."
+            )
         for key in ("max_rows", "max_eval_rows"):
             value = getattr(self, key)
             if value is not None and value < 1:

@@ -72,7 +72,9 @@ def _check_section(
         elif key in GROUPS:
             yield name, dict(_check_section(value, f"{key}.", problems, is_recipe=is_recipe))
         elif "." in str(name):
-            problems.append(f"{key} joins keys by dots, which a file does not read. Write one key inside the other.")
+            problems.append(
+                f"{key} joins keys by dots, which a file does not read. Write one key inside the other."
+            )
         elif key not in key_types():
             problems.append(f"{key} is no key of a run. {advice(key)}")
         elif is_recipe and key.endswith("." + _DISCRIMINATOR):

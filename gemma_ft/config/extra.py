@@ -1,4 +1,4 @@
-"""What `trainer.extra` must not carry: arguments that a named key sets, and those that reach round a promise."""
+"""What `trainer.extra` must not carry: what a named key sets, and what reaches round a promise."""
 
 from collections.abc import Mapping
 from typing import Any

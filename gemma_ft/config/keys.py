@@ -67,6 +67,7 @@ _RENAMED = {
 }
 """Names of the same thing elsewhere; the value can stay as it is."""
 
+_DERIVED = "It is derived: set trainer.global_batch_size and trainer.micro_batch_size."
 _INSTEAD = {
     "load_in_4bit": "Type quantization=nf4.",
     "load_in_8bit": "Type quantization=int8.",
@@ -83,8 +84,8 @@ _INSTEAD = {
     "wandb": "Type tracking=wandb.",
     "report_to": "Type tracking=wandb, or tracking=none.",
     "logger": "Type tracking=wandb, or tracking=none.",
-    "gradient_accumulation_steps": "It is derived: set trainer.global_batch_size and trainer.micro_batch_size.",
-    "grad_accum": "It is derived: set trainer.global_batch_size and trainer.micro_batch_size.",
+    "gradient_accumulation_steps": _DERIVED,
+    "grad_accum": _DERIVED,
     "resume": "The same line again continues an unfinished run.",
     "resume_from_checkpoint": "The same line again continues an unfinished run.",
     "overwrite_output_dir": "Type --overwrite.",
@@ -93,7 +94,16 @@ _INSTEAD = {
 """What to do where nothing of that name can be set."""
 
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 @cache
@@ -117,7 +127,11 @@ def is_optional(annotation: Any) -> bool:
 
 def plain_type(annotation: Any) -> Any:
     """Return the type of a key without its null."""
-    return next(a for a in get_args(annotation) if a is not type(None)) if is_optional(annotation) else annotation
+    return (
+        next(a for a in get_args(annotation) if a is not type(None))
+        if is_optional(annotation)
+        else annotation
+    )
 
 
 def type_words(annotation: Any) -> str:
@@ -174,7 +188,9 @@ def _converted(kind: Any, value: Any) -> Any:
     if _is_choice(kind):
         return kind(value).value
     if get_origin(kind) is tuple:
-        return [_converted(str, item) for item in ([value] if isinstance(value, str) else _of(value, list, tuple))]
+        return [
+            _converted(str, item) for item in ([value] if isinstance(value, str) else _of(value, list, tuple))
+        ]
     if get_origin(kind) is dict:
         return _of(value, dict)
     if kind is bool:

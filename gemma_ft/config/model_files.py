@@ -69,9 +69,13 @@ def _look_at_folder(path: str, folder: Path) -> ModelFacts:
     except ModelError as error:
         return ModelFacts(problem=str(error))
     except (ValueError, AttributeError):
-        return ModelFacts(problem=f"model.path={path} has a config.json that is not JSON. Fetch the checkpoint again.")
+        return ModelFacts(
+            problem=f"model.path={path} has a config.json that is not JSON. Fetch the checkpoint again."
+        )
     length = content.get("max_position_embeddings", family.context_length)
-    return ModelFacts(family=family, context_length=length if isinstance(length, int) else family.context_length)
+    return ModelFacts(
+        family=family, context_length=length if isinstance(length, int) else family.context_length
+    )
 
 
 def _instead(folder: Path) -> str:

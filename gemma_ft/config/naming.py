@@ -2,10 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from gemma_ft.config.catalog import RECIPE
 from gemma_ft.config.schema import AdapterMethod, QuantizationMethod
+from gemma_ft.config.words import Checked, Grammar
 
 _LONGEST = 120
 
@@ -53,6 +54,26 @@ def build_suffix(swept: Mapping[str, str], *, named_by_user: bool) -> str:
     if len(suffix) <= _LONGEST:
         return suffix
     return suffix[: _LONGEST - 9] + "-" + hashlib.sha256(suffix.encode()).hexdigest()[:8]
+
+
+def swept_values(job_words: Iterable[str], checked: Checked, grammar: Grammar) -> dict[str, str]:
+    """Return the keys of one job that the command line does not fix, with the job's values.
+
+    A sweeper may bring keys of its own: so what is fixed is left out, whatever else there is.
+
+    Args:
+        job_words: The job's overrides, as the sweeper wrote them.
+        checked: The command line.
+        grammar: Hydra's grammar, to take quotes off.
+    """
+    fixed = {word.partition("=")[0] for word in checked.words} - checked.swept
+    values = {}
+    for word in job_words:
+        key, _, raw = word.partition("=")
+        if key not in fixed and key != "name":
+            value = (grammar.read(raw).values or (raw,))[0]
+            values[key.lstrip("+")] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return values
 
 
 def _plain(text: str) -> str:

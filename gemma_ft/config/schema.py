@@ -79,7 +79,9 @@ class ModelConfig:
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
         if not self.path.strip():
-            return ["model.path= is empty. Give a hub id or a local folder, e.g. model.path=google/gemma-2b-it."]
+            return [
+                "model.path= is empty. Give a hub id or a local folder, e.g. model.path=google/gemma-2b-it."
+            ]
         return []
 
 
@@ -219,6 +221,8 @@ class RunConfig:
         """List what cannot work in this section."""
         if not 0 <= self.seed < 2**32:
             return [f"seed={self.seed} must be at least 0 and below 2**32. Use 42."]
-        if self.name and (self.name.startswith(".") or not all(c.isalnum() or c in "._-+" for c in self.name)):
+        if self.name and (
+            self.name.startswith(".") or not all(c.isalnum() or c in "._-+" for c in self.name)
+        ):
             return [f"name={self.name} is no plain folder name. Use letters, digits and . _ - + only."]
         return []

@@ -5,9 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft.config.catalog import RECIPE, Option, load_options
+from gemma_ft.config.checks import find_problems
 from gemma_ft.config.deltas import check_delta, named_in_defaults
+from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.words import Checked, Grammar, check_words
 from gemma_ft.errors import ConfigError
+
+
+def accept(config: RunConfig, checked: Checked, *, typed_only: bool) -> RunConfig:
+    """Return a composed config, or raise the problems of its words and its own together.
+
+    Args:
+        config: What the good words make.
+        checked: All words.
+        typed_only: Of the config's problems, raise only those of keys that were typed: with a wrong choice the
+            rest is not the config that was meant, and what a finished run was made with may be gone.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    problems = [
+        problem
+        for problem in find_problems(config)
+        if not typed_only or problem.partition("=")[0] in checked.keys
+    ]
+    if checked.problems or problems:
+        raise ConfigError(*checked.problems, *problems)
+    return config
 
 
 class Shelf:
@@ -22,7 +46,9 @@ class Shelf:
             grammar: Hydra's grammar.
         """
         if config_dir is not None and not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir={config_dir} is no folder. Name one with recipes/ or e.g. model/ in it.")
+            raise ConfigError(
+                f"--config-dir={config_dir} is no folder. Name one with recipes/ or e.g. model/ in it."
+            )
         self.options = load_options(config_dir)
         self._read = read
         self._grammar = grammar

@@ -1,4 +1,7 @@
-"""The `trainer` section: optimisation, batches, length and rhythm. Names are TRL's where a value passes 1:1."""
+"""The `trainer` section: optimisation, batches, length and rhythm.
+
+Names are TRL's where a value passes 1:1.
+"""
 
 import difflib
 import math
@@ -118,11 +121,12 @@ class TrainerConfig:
         needs_eval = self.load_best_model_at_end or self.early_stopping_patience is not None
         if needs_eval and self.eval_steps is None:
             found.append(
-                "trainer.eval_steps=null leaves the best checkpoint unknown. Set trainer.eval_steps, e.g. to save_steps."
+                "trainer.eval_steps=null leaves the best checkpoint unknown. "
+                "Set trainer.eval_steps, e.g. to trainer.save_steps."
             )
         if self.load_best_model_at_end and self.eval_steps and self.save_steps % self.eval_steps:
             found.append(
-                f"trainer.save_steps={self.save_steps} is no multiple of trainer.eval_steps={self.eval_steps}, "
-                "so the best model may have no checkpoint. Make it a multiple."
+                f"trainer.save_steps={self.save_steps} is no multiple of "
+                f"trainer.eval_steps={self.eval_steps}, so the best model may have no checkpoint. Make it a multiple."
             )
         return found

@@ -55,10 +55,12 @@ class Checked:
     recipe_files: dict[str, Path] = field(default_factory=dict)
     """Recipes given as a file, by their stem."""
     choice_refused: bool = False
-    """A group or recipe was chosen that does not exist, so that the rest of the config is not what was meant."""
+    """A group or recipe was chosen that does not exist: the rest is not the config that was meant."""
 
 
-def check_words(words: Iterable[str], options: Options, grammar: Grammar, *, multirun: bool = False) -> Checked:
+def check_words(
+    words: Iterable[str], options: Options, grammar: Grammar, *, multirun: bool = False
+) -> Checked:
     """Check the words of a command line against keys, groups and recipes.
 
     Args:
@@ -106,7 +108,7 @@ class _Checker:
 
     def _take_hydra(self, word: str, key: str, raw: str) -> str | None:
         if not self.grammar.read(raw).valid:
-            return f"{key}={raw} is not in Hydra's grammar. Put the value into quotes: {_shell(key, self.grammar.quote(raw))}"
+            return self._unread(key, raw)
         self.checked.words.append(word)
         return None
 
@@ -147,7 +149,10 @@ class _Checker:
             hint = f"Did you mean recipe={near[0]}?" if near else "Name an existing .yaml file."
             return name, f"recipe={name} is no file. {hint}"
         if not re.fullmatch(r"\w[\w.+-]*", path.stem):
-            return name, f"recipe={name} names the run, but is no plain folder name. Rename it with letters, digits and . _ - only."
+            return (
+                name,
+                f"recipe={name} names the run folder. Rename it with letters, digits and . _ - only.",
+            )
         self.checked.recipe_files[path.stem] = path
         return path.stem, None
 
@@ -159,7 +164,7 @@ class _Checker:
         elif get_origin(kind) is tuple and reading.simple and not self.multirun:
             reading = Reading(valid=True, values=(list(reading.values),))
         if not reading.valid:
-            return f"{key}={raw} cannot be read. Put it into quotes: {_shell(key, self.grammar.quote(raw))}"
+            return self._unread(key, raw)
         if reading.swept and not self.multirun:
             return f"{key}={raw} gives several values. Add --multirun to run each of them, or keep one."
         values = []
@@ -201,6 +206,10 @@ class _Checker:
     def _reading(self, raw: str) -> Reading:
         return self.grammar.read(raw) if raw else Reading(valid=True, values=("",))
 
+    def _unread(self, key: str, raw: str) -> str:
+        text = f"{key}={self.grammar.quote(raw)}"
+        return f'{key}={raw} cannot be read. Put the value into quotes: "{text}".'
+
     def _written(self, value: Any) -> str:
         if isinstance(value, list):
             return "[" + ",".join(map(self._written, value)) + "]"
@@ -221,10 +230,6 @@ def _no_assignment(word: str) -> str:
     if word.startswith("~"):
         return f"{word} cannot take a key away. Give the key a value instead, e.g. null or none."
     return f"{word} is no key=value. Commands come first, and a key and its value are one word around =."
-
-
-def _shell(key: str, text: str) -> str:
-    return f'"{key}={text}"' if "'" in text else f"'{key}={text}'"
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,142 @@
+"""The command line: one table of commands, one-line errors, exit codes."""
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+from gemma_ft.errors import GemmaFTError
+
+_COMMANDS = {
+    "train": "run a recipe; the same line again continues an unfinished run (the default)",
+    "export": "merge what a run trained into its base: a checkpoint that loads anywhere",
+    "generate": "answer a prompt with a run's base, adapter or merged model",
+    "recipes": "list the recipes",
+}
+
+_EXAMPLES = """\
+  python -m gemma_ft recipe=quickstart                      the whole path on a CPU, offline
+  python -m gemma_ft recipe=ultrachat_qlora trainer.max_steps=200 adapter.rank=16
+  python -m gemma_ft model=gemma_2b_it dataset=local dataset.path=my.jsonl
+  python -m gemma_ft recipe=./mine.yaml --cfg job           print the config that would run
+  python -m gemma_ft --multirun recipe=quickstart trainer.learning_rate=1e-3,5e-3
+  accelerate launch -m gemma_ft recipe=ultrachat_qlora      on every GPU of this machine
+  python -m gemma_ft export outputs/quickstart
+  python -m gemma_ft generate outputs/quickstart "What is AI?" """
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The words after the program's name; None takes those of this process.
+
+    Returns:
+        0, or the exit code of what went wrong: 2 for what the user can mend, 1 for a run that failed.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return code
+    except GemmaFTError as error:
+        _print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return _BROKEN_PIPE
+    except SystemExit as end:  # argparse ends a --help page like this
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+
+
+def _dispatch(words: list[str]) -> int:
+    first = words[0] if words else "--help"
+    if first in ("--help", "-h", "help"):
+        print(_help_page())
+        return 0
+    if first == "--version":
+        from gemma_ft import __version__
+
+        print(f"gemma_ft {__version__}")
+        return 0
+    if first in _COMMANDS:
+        return _run(first, words[1:])
+    if "=" not in first and first[0] not in "-+~":
+        raise _unknown_command(first)
+    return _run("train", words)
+
+
+def _run(command: str, words: list[str]) -> int:
+    _show_log()
+    code: int = import_module(f"gemma_ft.commands.{command}").run(words)
+    return code
+
+
+def _unknown_command(word: str) -> GemmaFTError:
+    from difflib import get_close_matches
+
+    from gemma_ft.config.catalog import load_recipes
+    from gemma_ft.errors import ConfigError
+
+    if word in [recipe.name for recipe in load_recipes()]:
+        return ConfigError(f"{word} is a recipe, not a command. Type recipe={word}.")
+    near = get_close_matches(word, _COMMANDS, 1)
+    hint = f"Did you mean {near[0]}?" if near else f"Commands are {', '.join(_COMMANDS)}."
+    return ConfigError(f"{word} is no command. {hint}")
+
+
+def _print_error(error: GemmaFTError) -> None:
+    if error.exit_code == 2 and os.environ.get("RANK", "0") != "0":
+        return  # every process of a launch meets the same mistake; one tells it
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+
+
+def _show_log() -> None:
+    """Print our own log lines to stderr; what a program that imports us has set up stays."""
+    log = logging.getLogger("gemma_ft")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def _help_page() -> str:
+    from gemma_ft import __version__
+    from gemma_ft.config.catalog import GROUPS, default_choices, load_options, load_recipes
+
+    options, defaults = load_options(), default_choices()
+    page = [
+        f"gemma_ft {__version__}: fine-tune Gemma; a recipe becomes a merged checkpoint",
+        "",
+        "usage: python -m gemma_ft [COMMAND] [key=value ...] [--flag ...]",
+        "",
+        "commands (COMMAND --help says more; train --help lists every key):",
+        *(f"  {name:10} {words}" for name, words in _COMMANDS.items()),
+        "",
+        "recipes (recipe=NAME, or recipe=path/to/your.yaml):",
+        *(f"  {recipe.name:22} {recipe.description()}" for recipe in load_recipes()),
+        "",
+        "groups (group=option; * is taken where nothing is said):",
+        *(_group_lines(group, list(options[group]), defaults[group]) for group in GROUPS),
+        "",
+        "examples:",
+        _EXAMPLES.rstrip(),
+    ]
+    return "\n".join(page)
+
+
+def _group_lines(group: str, names: list[str], default: str) -> str:
+    from textwrap import fill
+
+    listed = " ".join(name + "*" * (name == default) for name in names)
+    return fill(listed, 100, initial_indent=f"  {group:14} ", subsequent_indent=" " * 17)
