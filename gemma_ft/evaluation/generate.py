@@ -126,7 +126,7 @@ def answer(
 
     ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
     if not raw:
-        ids = prompt_ids(tokenizer, [("user", prompt)])
+        ids = prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
     prompt_BL = torch.tensor([ids], device=model.device)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:

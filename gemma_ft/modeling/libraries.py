@@ -42,9 +42,9 @@ def _refuse_hub_kernels() -> None:
 def keep_4bit_weights_as_they_are(model: "PreTrainedModel") -> None:
     """Keep bitsandbytes 0.50 from repacking 4-bit weights when a model is evaluated on a CPU.
 
-    On processors with AVX512-BF16 the first forward pass in evaluation mode rounds the weights' scales to bf16
-    for good and routes every later pass, training included, through an operator without a gradient: evaluating
-    once would change and cripple the training that follows. Needless once the layer unpacks itself to train.
+    On processors with AVX512-BF16 the first forward pass in evaluation mode rounds the scales of the weights
+    to bf16 for good and routes every later pass, training included, through an operator without a gradient:
+    evaluating once would cripple the training that follows. Needless once the layer unpacks itself to train.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

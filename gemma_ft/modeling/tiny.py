@@ -1,7 +1,7 @@
 """The bundled model: Gemma 1 in miniature, made on this machine from a seed, the same bytes every time.
 
-It has everything that a real checkpoint has (architecture, tied embeddings, the special tokens at Gemma's ids,
-the chat template, a byte-fallback tokenizer) except knowledge, so every recipe can be tried without a download.
+It has everything that a real checkpoint has (architecture, tied embeddings, the special tokens at Gemma's
+ids, the chat template, a byte-fallback tokenizer) except knowledge, so every recipe can be tried offline.
 """
 
 import hashlib

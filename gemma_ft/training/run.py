@@ -50,6 +50,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
 
 def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
     """Train, and leave what was trained in the run folder."""
+    from gemma_ft.data.tokens import check_tokenizer
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
     from gemma_ft.modeling.libraries import quiet_libraries
     from gemma_ft.modeling.precision import read_device, resolve_precision
@@ -60,6 +61,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
     if layout.writes:
         _open_folder(config, run, layout, precision)
     tokenizer = load_tokenizer(checkpoint)
+    check_tokenizer(tokenizer, checkpoint.path)
     data = _prepare(config, run, layout, checkpoint, tokenizer)
     trainer = _build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
     resumed = run.steps()[-1:]
@@ -112,8 +114,15 @@ def _prepare(
     if layout.writes:
         base = {"path": checkpoint.path, "revision": checkpoint.revision, "family": checkpoint.family.name}
         write_json(run.data, {**data.facts, "model": base})
-    logger.info("data %s: %s", config.dataset.path, data.summary())
+    logger.info("data %s: %s", config.dataset.path, _summary(data.facts))
     return data
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    return (
+        f"{facts['rows_train']:,} rows to train on, {facts['rows_held_out']:,} held out, {facts['rows_cut']:,} cut; "
+        f"{facts['tokens']:,} tokens, {facts['trained_share']:.0%} of them learned"
+    )
 
 
 def _build_trainer(

@@ -1,0 +1,40 @@
+"""What every test stands on: no network, a cache of its own, one thread's worth of patience."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests of GPUs set it themselves
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled checkpoint, built once for this session in a cache of its own."""
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    from gemma_ft.modeling.tiny import load_tiny
+
+    return load_tiny()
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    """A small file of conversations, as a user would bring it."""
+    import json
+
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} plus {number}?"},
+                {"role": "assistant", "content": f"It is {2 * number}."},
+            ]
+        }
+        for number in range(40)
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
