@@ -167,12 +167,9 @@ def explain(error: Exception, *, key: str, repo: str, repo_type: str) -> HubErro
     """
     chain = _chain(error)
     page = f"https://huggingface.co/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
-    reason = (
-        _refused(chain, page)
-        or _unreachable(chain)
-        or _not_found(chain, repo_type, key)
-        or f"could not be had from the hub: {_one_line(error)}."
-    )
+    other = " ".join(f"{type(error).__name__} {error}".split())[:300].rstrip(".")
+    reason = _refused(chain, page) or _unreachable(chain) or _not_found(chain, repo_type, key)
+    reason = reason or f"could not be had from the hub: {other}."
     return HubError(f"{key}={repo} {reason} {_WAY_OUT}")
 
 
@@ -211,7 +208,9 @@ def _refused(chain: list[BaseException], page: str) -> str | None:
     if gated:
         return f"is refused: this account has not accepted its licence. Accept it at {page} and start again."
     if status == 403:
-        return f"is refused to this account. Ask for access at {page}, or {_LOG_IN}."
+        return f"is refused to this account. Accept its licence or ask for access at {page}, or {_LOG_IN}."
+    if status == 401:
+        return f"is not on the hub, or asks for a login. Check the spelling and {page}, then {_LOG_IN}."
     return None
 
 
@@ -244,13 +243,8 @@ def _not_found(chain: list[BaseException], repo_type: str, key: str) -> str | No
         )
     if "HFValidationError" in kinds:
         return "is neither a local path nor a hub id (owner/name). Check the spelling."
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or _status(chain) in (401, 404):
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or _status(chain) == 404:
         return f"is not on the hub, or private. Check the spelling; for a private {repo_type}, {_LOG_IN}."
     if "LocalEntryNotFoundError" in kinds:
         return "is not complete in this machine's cache. Connect to the network once."
     return None
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__} {error}".split()).rstrip(".")
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,5 +1,6 @@
 """Rows of a data set on the hub."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +69,14 @@ def _prepare(path: str, config: str | None, revision: str | None) -> Any:
 
 
 def _reason(reason: Exception, error: Exception, path: str, config: str | None) -> GemmaFTError:
-    text = " ".join(str(error).split())
+    from datasets.exceptions import DatasetGenerationError
+
+    cause = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
+    text = " ".join(str(cause).split())[:300].rstrip(".")
     if isinstance(error, ValueError) and "onfig" in text:
-        return DataError(f"dataset.config={config} does not fit {path}: {text[:300].rstrip('.')}.")
+        return DataError(f"dataset.config={config} does not fit {path}: {text}.")
+    if isinstance(error, DatasetGenerationError):
+        return DataError(f"dataset.path={path} cannot be read: {text}. Try another dataset.revision.")
     return hub.explain(reason, key="dataset.path", repo=path, repo_type="dataset")
 
 
@@ -88,15 +94,19 @@ def _is_asked_for(path: str, revision: str | None, commit: str) -> bool:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Keep the datasets library's bars and its remarks on the cache off the screen."""
+    """Keep bars and remarks on caches and cards off the screen: what matters of them is raised."""
     import datasets
 
+    card = logging.getLogger("huggingface_hub.repocard")
     bars, level = datasets.is_progress_bar_enabled(), datasets.utils.logging.get_verbosity()
+    card_level = card.level
     datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
+    card.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        card.setLevel(card_level)
         datasets.utils.logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
