@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Quote, QuotedString, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -24,7 +23,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option, conf_dir
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.deltas import check_delta, is_whole_run
-from gemma_ft.config.naming import build_name, build_suffix, swept_values
+from gemma_ft.config.naming import build_name, swept_values
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.shelf import Shelf, accept
 from gemma_ft.config.tidy import to_plain, to_tidy
@@ -60,7 +59,8 @@ def load_config(path: str | os.PathLike[str], *overrides: str) -> RunConfig:
     """
     shelf = Shelf(None, _read_yaml, _GRAMMAR)
     checked = shelf.check(overrides)
-    config = _apply(Path(path), checked, shelf)
+    with _one_line_errors(checked.problems):
+        config = _apply(Path(path), checked, shelf)
     return accept(config, checked, typed_only=True)
 
 
@@ -91,43 +91,40 @@ def sweep(
         ConfigError: With every problem of the words and of the first jobs, before any job begins.
     """
     shelf = Shelf(config_dir, _read_yaml, _GRAMMAR)
-    multirun = "--multirun" in flags
-    checked = shelf.check(words, multirun=multirun)
-    problems = checked.problems or (_job_problems(checked, shelf) if multirun else [])
-    if problems:
+    checked = shelf.check(words, multirun="--multirun" in flags)
+    if problems := checked.problems or _job_problems(checked, shelf):
         raise ConfigError(*problems)
 
     def job(cfg: DictConfig) -> Any:
         now = HydraConfig.get()
         swept = swept_values(now.overrides.task, checked, _GRAMMAR)
-        suffix = build_suffix(swept, named_by_user="name" in checked.keys)
-        config = _to_run_config(cfg, now.runtime.choices, suffix)
+        config = _to_run_config(cfg, now.runtime.choices, swept)
         check_config(config)
         return task(config)
 
-    _run_hydra_main(job, [*flags, *checked.words], shelf)
+    _fill_store(shelf)
+    _run_hydra_main(job, [*flags, *checked.words])
 
 
 def _compose_checked(checked: Checked, shelf: Shelf) -> RunConfig:
     """Compose the good words, and raise the problems of the bad ones together with those of the result."""
     run_file = next((p for p in checked.recipe_files.values() if is_whole_run(_read_yaml(p))), None)
-    try:
+    with _one_line_errors(checked.problems):
         if run_file is not None:
             config = _apply(run_file, checked, shelf)
         else:
             with _hydra_at_hand(shelf):
                 cfg = hydra.compose(_PRIMARY, checked.words, return_hydra_config=True)
             config = _to_run_config(cfg, cfg.hydra.runtime.choices)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(*(checked.problems or [_one_line(error)])) from error
     return accept(config, checked, typed_only=checked.choice_refused)
 
 
-def _to_run_config(cfg: DictConfig, choices: Mapping[str, str | None], suffix: str = "") -> RunConfig:
-    chosen = dict(choices)
+def _to_run_config(
+    cfg: DictConfig, choices: Mapping[str, str | None], swept: Mapping[str, str] | None = None
+) -> RunConfig:
     with open_dict(cfg):
         cfg.pop("hydra", None)
-        cfg.name = (cfg.name or build_name(chosen, cfg.quantization.method, cfg.adapter.method)) + suffix
+        cfg.name = build_name(cfg.name, choices, cfg.quantization.method, cfg.adapter.method, swept or {})
     config = OmegaConf.to_object(cfg)
     assert isinstance(config, RunConfig)
     return to_tidy(config)
@@ -139,6 +136,7 @@ def _apply(path: Path, checked: Checked, shelf: Shelf) -> RunConfig:
     checked.problems += problems
     cfg = OmegaConf.merge(OmegaConf.structured(RunConfig), content)
     assert isinstance(cfg, DictConfig)
+    cfg.name = cfg.name or path.absolute().parent.name
     if cfg.output_dir == f"outputs/{cfg.name}":
         cfg.output_dir = RunConfig().output_dir  # follows a new name
     parsed = OverridesParser.create().parse_overrides(checked.words)
@@ -174,21 +172,24 @@ def _job_problems(checked: Checked, shelf: Shelf) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _run_hydra_main(job: Callable[[DictConfig], Any], arguments: Sequence[str], shelf: Shelf) -> None:
-    _fill_store(shelf)
-    argv, shown = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv = ["gemma_ft", *arguments]
+def _run_hydra_main(job: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+    argv, sys.argv = sys.argv, ["gemma_ft", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to us instead of ending the program
     GlobalHydra.instance().clear()
     try:
-        hydra.main(version_base=_HYDRA_VERSION, config_path=None, config_name=_PRIMARY)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from error
+        with _one_line_errors():
+            hydra.main(version_base=_HYDRA_VERSION, config_path=None, config_name=_PRIMARY)(job)()
     finally:
         sys.argv = argv
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if shown is not None:
-            os.environ["HYDRA_FULL_ERROR"] = shown
+
+
+@contextmanager
+def _one_line_errors(known: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what Hydra raises into a ConfigError; known problems are likely its cause, and said instead."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(*(known or [_one_line(error)])) from error
 
 
 @contextmanager
@@ -217,17 +218,9 @@ def _fill_store(shelf: Shelf) -> None:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return _read_yaml_at(path, path.stat().st_mtime_ns)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror or error}). Name an existing file."
-        ) from None
-
-
-@cache
-def _read_yaml_at(path: Path, _changed: int) -> Any:
-    try:
         return OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}). Name a YAML file.") from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: is not valid YAML. {_one_line(error)}") from None
 
@@ -237,26 +230,20 @@ def _one_line(error: BaseException) -> str:
     while isinstance(error.__cause__, (HydraException, OmegaConfBaseException)):
         error = error.__cause__
         lines.append(str(error))
-    text = re.sub(r"\s+", " ", " ".join(lines)).split(" See https://")[0].strip()
-    return text or type(error).__name__
+    return re.sub(r"\s+", " ", " ".join(lines)).split(" See https://")[0].strip() or type(error).__name__
 
 
 def _read_value(raw: str) -> Reading:
     try:
-        override = OverridesParser.create().parse_override(f"key={raw}")
-        value = override.value()
+        value = OverridesParser.create().parse_override(f"key={raw}").value()
     except HydraException:
         return Reading(valid=False)
-    if not override.is_sweep_override():
+    if not isinstance(value, (Sweep, Glob)):
         return Reading(valid=True, values=(value,))
-    listed = value.list if isinstance(value, ChoiceSweep) else []
-    values = tuple(item.text if isinstance(item, QuotedString) else item for item in listed)
-    simple = override.value_type is ValueType.SIMPLE_CHOICE_SWEEP
-    return Reading(valid=True, swept=True, simple=simple, values=values)
+    if not isinstance(value, ChoiceSweep):
+        return Reading(valid=True, swept=True)
+    values = tuple(item.text if isinstance(item, QuotedString) else item for item in value.list)
+    return Reading(valid=True, swept=True, simple=value.simple_form, values=values)
 
 
-def _quote(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-_GRAMMAR = Grammar(read=_read_value, quote=_quote)
+_GRAMMAR = Grammar(read=_read_value, quote=lambda text: QuotedString(text, Quote.single).with_quotes())

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from gemma_ft.config.catalog import RECIPE
 from gemma_ft.config.schema import AdapterMethod, QuantizationMethod
@@ -12,19 +12,28 @@ _LONGEST = 120
 
 
 def build_name(
-    choices: Mapping[str, str | None], quantization: QuantizationMethod, adapter: AdapterMethod
+    given: str,
+    choices: Mapping[str, str | None],
+    quantization: QuantizationMethod,
+    adapter: AdapterMethod,
+    swept: Mapping[str, str],
 ) -> str:
-    """Build the name of a run that was given none.
+    """Build the name of a run: the given one, its recipe's or one of what it is made of.
 
     Args:
+        given: The name in the config; empty: none is given.
         choices: The option chosen of each group, `recipe` included.
         quantization: Storage of the base weights.
         adapter: What is trained.
+        swept: This job's values of what a sweep varies; what the name does not tell is appended.
     """
     recipe = choices.get(RECIPE)
+    if given:
+        return given + _suffix(swept, ())
     if recipe:
-        return recipe
-    return f"{choices['model']}-{choices['dataset']}-{method_name(quantization, adapter)}"
+        return recipe + _suffix(swept, (RECIPE,))
+    name = f"{choices['model']}-{choices['dataset']}-{method_name(quantization, adapter)}"
+    return name + _suffix(swept, ("model", "dataset"))
 
 
 def method_name(quantization: QuantizationMethod, adapter: AdapterMethod) -> str:
@@ -35,22 +44,13 @@ def method_name(quantization: QuantizationMethod, adapter: AdapterMethod) -> str
     return prefix[quantization] + adapter.value
 
 
-def build_suffix(swept: Mapping[str, str], *, named_by_user: bool) -> str:
-    """Build what tells one job of a sweep from the others.
-
-    Args:
-        swept: The swept keys and groups with this job's values.
-        named_by_user: The name does not come from the recipe or the groups, so these must be told apart too.
-    """
-    in_name = () if named_by_user else (RECIPE,)
-    told = {key: value for key, value in swept.items() if key not in in_name}
-    leaves = [key.rsplit(".", 1)[-1] for key in told]
-    parts = []
-    for key, value in told.items():
-        leaf = key.rsplit(".", 1)[-1]
-        label = leaf if leaves.count(leaf) == 1 else key
-        parts.append("-" + _plain(f"{label}_{value}"))
-    suffix = "".join(parts)
+def _suffix(swept: Mapping[str, str], told: Collection[str]) -> str:
+    untold = {key: value for key, value in swept.items() if key not in told}
+    leaves = [key.rsplit(".", 1)[-1] for key in untold]
+    suffix = "".join(
+        "-" + _plain(f"{leaf if leaves.count(leaf) == 1 else key}_{value}")
+        for leaf, (key, value) in zip(leaves, untold.items(), strict=True)
+    )
     if len(suffix) <= _LONGEST:
         return suffix
     return suffix[: _LONGEST - 9] + "-" + hashlib.sha256(suffix.encode()).hexdigest()[:8]
@@ -72,7 +72,8 @@ def swept_values(job_words: Iterable[str], checked: Checked, grammar: Grammar) -
         key, _, raw = word.partition("=")
         if key not in fixed and key != "name":
             value = (grammar.read(raw).values or (raw,))[0]
-            values[key.lstrip("+")] = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            values[key.lstrip("+")] = text.lower() if isinstance(value, bool) else text
     return values
 
 

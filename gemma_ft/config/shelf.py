@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_ft.config.catalog import RECIPE, Option, load_options
 from gemma_ft.config.checks import find_problems
-from gemma_ft.config.deltas import check_delta, named_in_defaults
+from gemma_ft.config.deltas import check_delta, is_whole_run, named_in_defaults
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.words import Checked, Grammar, check_words
 from gemma_ft.errors import ConfigError
@@ -18,8 +18,8 @@ def accept(config: RunConfig, checked: Checked, *, typed_only: bool) -> RunConfi
     Args:
         config: What the good words make.
         checked: All words.
-        typed_only: Of the config's problems, raise only those of keys that were typed: with a wrong choice the
-            rest is not the config that was meant, and what a finished run was made with may be gone.
+        typed_only: Of the config's problems, raise only those of keys that were typed: with a wrong choice
+            the rest is not the config that was meant, and what a finished run was made with may be gone.
 
     Raises:
         ConfigError: With every problem.
@@ -59,6 +59,14 @@ class Shelf:
         seen: set[tuple[str, str]] = set()
         for stem, path in checked.recipe_files.items():
             self._add_recipe(stem, path)
+            if multirun and self._is_whole_run(path):
+                checked.problems.append(
+                    f"recipe={path} is a run's whole config and beats a sweep's choices. Sweep its recipe."
+                )
+        if checked.swept and any(w.startswith("output_dir=") and "${" not in w for w in checked.words):
+            checked.problems.append(
+                "output_dir= is one folder for all jobs of a sweep. Leave it out, or end it in '/${name}'."
+            )
         for group, names in checked.choices.items():
             for name in names:
                 found = self._file_problems(group, name, seen)
@@ -86,6 +94,12 @@ class Shelf:
             beside = path.parent / f"{name}.yaml"
             if group == RECIPE and name not in self.options[RECIPE] and beside.is_file():
                 self._add_recipe(name, beside)
+
+    def _is_whole_run(self, path: Path) -> bool:
+        try:
+            return is_whole_run(self._read(path))
+        except ConfigError:
+            return False
 
     def _file_problems(self, group: str, name: str, seen: set[tuple[str, str]]) -> list[str]:
         if (group, name) in seen or name not in self.options.get(group, {}):

@@ -127,6 +127,7 @@ class TrainerConfig:
         if self.load_best_model_at_end and self.eval_steps and self.save_steps % self.eval_steps:
             found.append(
                 f"trainer.save_steps={self.save_steps} is no multiple of "
-                f"trainer.eval_steps={self.eval_steps}, so the best model may have no checkpoint. Make it a multiple."
+                f"trainer.eval_steps={self.eval_steps}, "
+                "so the best model may have no checkpoint. Make it a multiple."
             )
         return found

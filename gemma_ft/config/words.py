@@ -11,6 +11,8 @@ from gemma_ft.config.catalog import GROUPS, RECIPE
 from gemma_ft.config.choices import Options, unknown_choice
 from gemma_ft.config.keys import EXTRA, advice, fit, is_optional, key_types, plain_type
 
+_COMMA = re.compile(r",(?![^\[]*\])")
+"""A comma outside of brackets, as between train[:5%],train[5%:]."""
 _WORD = re.compile(r"(\+\+?|~)?([^=]*)=(.*)", re.DOTALL)
 
 
@@ -194,6 +196,9 @@ class _Checker:
         """
         if reading.swept and self.multirun:
             return reading
+        parts = _COMMA.split(raw)
+        if self.multirun and not reading.valid and len(parts) > 1:
+            return Reading(valid=True, swept=True, simple=True, values=tuple(parts))
         value = reading.values[0] if reading.values else None
         if reading.valid and not reading.swept and isinstance(value, str):
             return reading
@@ -216,7 +221,7 @@ class _Checker:
         if isinstance(value, str):
             plain = re.fullmatch(r"[\w./-]+", value) and self._reading(value).values == (value,)
             return value if plain else self.grammar.quote(value)
-        return "null" if value is None else str(value)
+        return _shown(value)
 
     def _accept(self, key: str, text: str, *, swept: bool, sign: str = "") -> None:
         self.checked.words.append(f"{sign}{key}={text}")
