@@ -1,0 +1,1 @@
+"""From what was trained to a checkpoint folder that loads anywhere."""

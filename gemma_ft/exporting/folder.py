@@ -1,0 +1,163 @@
+"""The exported folder: weights and all that goes with them, whole under its name or not there at all."""
+
+import errno
+import filecmp
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.card import Origin, build_card, build_notice
+from gemma_ft.exporting.merge import MergePlan, MergeReport, plan_merge, write_merge
+from gemma_ft.exporting.model_config import export_config, export_generation_config
+from gemma_ft.exporting.shards import copy_file, write_text
+from gemma_ft.exporting.tensor_files import FLOAT_NAMES, read_json
+from gemma_ft.exporting.tokenizer_files import (
+    TEMPLATE_FILE,
+    has_chat_template,
+    special_token_ids,
+    tokenizer_files,
+)
+from gemma_ft.families import Family, load_chat_template
+
+
+def export_checkpoint(
+    *, base: Path, trained: Path, destination: Path, family: Family, origin: Origin, shard_bytes: int
+) -> MergeReport:
+    """Merge what was trained into its base and write a checkpoint folder that loads anywhere.
+
+    All of it is written beside the destination, read back, and only then given its name; a checkpoint that
+    stood there is replaced. The base is only read.
+
+    Args:
+        base: Folder of the full-precision base.
+        trained: Folder of the adapter, or of a full fine-tune.
+        destination: The folder to write.
+        family: The base's family.
+        origin: What the model card and NOTICE say of its making.
+        shard_bytes: Largest weight file, unless a single tensor is larger.
+
+    Raises:
+        ExportError: It cannot be done; nothing new stands under the destination's name.
+    """
+    destination = destination.resolve()
+    _check_destination(destination, base.resolve(), trained.resolve())
+    plan = plan_merge(base, trained)
+    copied = tokenizer_files(base)
+    texts = _companions(base, plan, family, origin)
+    with _whole_folder(destination) as partial:
+        report = write_merge(plan, partial, shard_bytes=shard_bytes)
+        for name in copied:
+            copy_file(base / name, partial / name)
+        for name, text in texts.items():
+            write_text(partial / name, text)
+        _check_companions(base, partial, copied, texts)
+    return report
+
+
+def _check_destination(destination: Path, base: Path, trained: Path) -> None:
+    for source in (base, trained):
+        if destination == source or destination in source.parents or source in destination.parents:
+            raise ExportError(
+                f"{destination} overlaps {source}, which is only read. Export to another folder."
+            )
+    if destination.exists() and not _replaceable(destination):
+        raise ExportError(f"{destination} exists and is no exported checkpoint. Export to another folder.")
+
+
+def _replaceable(folder: Path) -> bool:
+    """Say whether a folder is empty or an earlier export, and so may be lost."""
+    if not folder.is_dir():
+        return False
+    return (folder / "config.json").is_file() or not any(folder.iterdir())
+
+
+@contextmanager
+def _whole_folder(destination: Path) -> Iterator[Path]:
+    """Hand out a folder beside the destination, which takes its name when the block ends well."""
+    partial = destination.with_name(f"{destination.name}.partial")
+    replaced = destination.with_name(f"{destination.name}.replaced")
+    _restore(replaced, destination)  # where an export was cut between its last two steps
+    for stale in (partial, replaced):
+        _remove(stale)
+    try:
+        yield partial
+        _sync_folder(partial)
+        if destination.exists():
+            destination.rename(replaced)
+        partial.rename(destination)
+        _sync_folder(destination.parent)
+    except BaseException as problem:
+        _restore(replaced, destination)
+        _remove(partial)
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(f"{destination} does not fit on its disk. Free some space.") from problem
+        raise
+    _remove(replaced)
+
+
+def _restore(replaced: Path, destination: Path) -> None:
+    if replaced.exists() and not destination.exists():
+        replaced.rename(destination)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> dict[str, str]:
+    """Build the text files that stand beside the weights, by name."""
+    config = read_json(base / "config.json")
+    generation = base / "generation_config.json"
+    stops = export_generation_config(
+        read_json(generation) if generation.is_file() else {}, config, special_token_ids(base)
+    )
+    if not stops["eos_token_id"]:
+        raise ExportError(
+            f"{base} names no end token in its tokenizer or config.json. Use a whole checkpoint."
+        )
+    texts = {
+        "config.json": _json(export_config(config, family, _main_dtype(plan))),
+        "generation_config.json": _json(stops),
+        "README.md": build_card(family, origin),
+        "NOTICE": build_notice(family, origin, template_added=not has_chat_template(base)),
+    }
+    if not has_chat_template(base):
+        texts[TEMPLATE_FILE] = load_chat_template()
+    return texts
+
+
+def _json(content: dict[str, object]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def _main_dtype(plan: MergePlan) -> str:
+    """Return the number format that most of the bytes are in, in torch's words."""
+    sizes = dict.fromkeys(FLOAT_NAMES, 0)
+    for tensor in plan.tensors.values():
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.nbytes
+    return FLOAT_NAMES[max(sizes, key=lambda dtype: sizes[dtype])]
+
+
+def _check_companions(base: Path, folder: Path, copied: list[str], texts: dict[str, str]) -> None:
+    """Read back what stands beside the weights."""
+    same = {name: filecmp.cmp(base / name, folder / name, shallow=False) for name in copied}
+    same |= {name: (folder / name).read_bytes() == text.encode() for name, text in texts.items()}
+    for name, equal in same.items():
+        if not equal:
+            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")

@@ -1,0 +1,191 @@
+"""The streaming merge: base and trained weights become one checkpoint, tensor by tensor, model-free."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.adapter import ADAPTER_CONFIG, LoraUpdate, read_adapter
+from gemma_ft.exporting.shards import (
+    Shard,
+    check_written,
+    copy_tensor,
+    open_shard,
+    plan_shards,
+    write_index,
+)
+from gemma_ft.exporting.tensor_files import (
+    FLOAT_NAMES,
+    StoredTensor,
+    read_checkpoint,
+    read_json,
+    same_bytes,
+)
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "model.embed_tokens.weight"
+_SPARE_BYTES = 100_000_000  # tokenizer, configuration, card
+
+Change = LoraUpdate | StoredTensor
+"""What happens to a tensor of the base: an adapter's update, or a full fine-tune's tensor in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergePlan:
+    """A merge whose inputs have been checked."""
+
+    tensors: Mapping[str, StoredTensor]
+    """The base's tensors, which are also the result's names, formats and shapes."""
+    changes: Mapping[str, Change]
+    """What replaces or updates them; the others are copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a merge has written."""
+
+    tensors: int
+    changed: int
+    """Tensors with at least one element that differs from the base's."""
+    total_bytes: int
+    """Bytes of all tensors, headers aside."""
+    shards: int
+
+
+def merge_checkpoint(base: Path, trained: Path, destination: Path, *, shard_bytes: int) -> MergeReport:
+    """Merge what was trained into its base and write the weights as safetensors.
+
+    Args:
+        base: The base's folder: config.json and safetensors, in one file or with an index.
+        trained: A PEFT LoRA adapter's folder, or the folder of a full fine-tune.
+        destination: An empty or new folder.
+        shard_bytes: Largest file, unless a single tensor is larger.
+
+    Raises:
+        ExportError: The two don't fit together, or the disk is too small; nothing was written then. Or the
+            result holds numbers that are not finite; the folder is not to be used then.
+    """
+    return write_merge(plan_merge(base, trained), destination, shard_bytes=shard_bytes)
+
+
+def plan_merge(base: Path, trained: Path) -> MergePlan:
+    """Check that trained weights and base fit together, reading headers and the adapter only.
+
+    Raises:
+        ExportError: They don't, or they are of a kind that cannot be merged.
+    """
+    config = read_json(base / "config.json")
+    if config.get("quantization_config"):
+        raise ExportError(f"{base} holds quantised weights. Merge into the full-precision checkpoint.")
+    tensors = _without_tied_head(read_checkpoint(base), config, base)
+    adapter, full = (trained / ADAPTER_CONFIG).is_file(), (trained / "config.json").is_file()
+    if adapter == full:
+        kinds = "both an adapter and a full model" if adapter else "neither an adapter nor a full model"
+        raise ExportError(
+            f"{trained} holds {kinds} ({ADAPTER_CONFIG}, config.json). Export a folder with one of them."
+        )
+    changes: Mapping[str, Change] = (
+        read_adapter(trained, tensors) if adapter else _full(trained, tensors, config)
+    )
+    return MergePlan(tensors, changes)
+
+
+def _without_tied_head(
+    tensors: dict[str, StoredTensor], config: Mapping[str, Any], folder: Path
+) -> dict[str, StoredTensor]:
+    """Drop the copy of a head that is the embedding itself."""
+    if _HEAD not in tensors or not config.get("tie_word_embeddings", True):
+        return tensors
+    if _EMBEDDING in tensors and not same_bytes(tensors[_HEAD], tensors[_EMBEDDING]):
+        raise ExportError(
+            f"{folder} says that head and embedding are tied, but {_HEAD} differs from {_EMBEDDING}. "
+            "Set tie_word_embeddings to false in its config.json, or remove the tensor that is wrong."
+        )
+    return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+
+
+def _full(
+    folder: Path, base: Mapping[str, StoredTensor], config: Mapping[str, Any]
+) -> dict[str, StoredTensor]:
+    trained = _without_tied_head(read_checkpoint(folder), config, folder)
+    if trained.keys() != base.keys():
+        name = min(trained.keys() ^ base.keys())
+        side = "lacks" if name in base else "has, unlike its base,"
+        raise ExportError(f"{folder} {side} {name}. Export with the base it was trained from.")
+    for name, tensor in trained.items():
+        if tensor.shape != base[name].shape:
+            raise ExportError(
+                f"{folder}: {name} has shape {tensor.shape}, but {base[name].shape} in the base. "
+                "Export with the base it was trained from."
+            )
+        if not {tensor.dtype, base[name].dtype} <= FLOAT_NAMES.keys():
+            raise ExportError(
+                f"{folder}: {name} is stored as {tensor.dtype}, and as {base[name].dtype} in the base. "
+                "Export weights in F32, BF16 or F16."
+            )
+    return trained
+
+
+def write_merge(plan: MergePlan, destination: Path, *, shard_bytes: int) -> MergeReport:
+    """Write the shards and the index of a checked merge, and read them back.
+
+    Raises:
+        ExportError: The disk is too small, a result is not finite, or the files read back differently.
+    """
+    from gemma_ft.exporting.row_changes import one_thread
+
+    total = sum(tensor.nbytes for tensor in plan.tensors.values())
+    if destination.exists() and any(destination.iterdir()):
+        raise ExportError(f"{destination} is not empty. Merge into a new folder.")
+    check_space(destination, total)
+    destination.mkdir(parents=True, exist_ok=True)
+    shards = plan_shards(plan.tensors.values(), shard_bytes)
+    with one_thread():
+        changed = sum(_write_shard(plan, shard, destination) for shard in shards)
+    write_index(destination, shards)
+    check_written(destination, shards)
+    return MergeReport(len(plan.tensors), changed, total, len(shards))
+
+
+def check_space(folder: Path, tensor_bytes: int) -> None:
+    """Refuse a merge that the disk cannot hold; the folder need not exist yet.
+
+    Raises:
+        ExportError: The message has both numbers.
+    """
+    needed = tensor_bytes + _SPARE_BYTES
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ExportError(
+            f"{folder} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free. "
+            "Free some space, or export to another disk."
+        )
+
+
+def _write_shard(plan: MergePlan, shard: Shard, folder: Path) -> int:
+    """Write one file and return how many of its tensors changed."""
+    changed = 0
+    with ExitStack() as files:
+        target = files.enter_context(open_shard(folder, shard))
+        for tensor in shard.tensors:
+            with FileIO(tensor.path) as source:
+                if (change := plan.changes.get(tensor.name)) is None:
+                    copy_tensor(source, tensor, target)
+                else:
+                    changed += _write_changed(source, tensor, change, target)
+    return changed
+
+
+def _write_changed(source: FileIO, tensor: StoredTensor, change: Change, target: FileIO) -> bool:
+    """Write one tensor block by block and say whether it differs from the base's."""
+    from gemma_ft.exporting.row_changes import LoraRows, TrainedRows, write_rows
+
+    if isinstance(change, LoraUpdate):
+        return write_rows(source, tensor, LoraRows(change), target)
+    with FileIO(change.path) as file:
+        return write_rows(source, tensor, TrainedRows(change, file), target)

@@ -1,0 +1,75 @@
+"""The files of a checkpoint's tokenizer, and the ids of its special tokens."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gemma_ft import families
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.tensor_files import read_json
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+TEMPLATE_FILE = "chat_template.jinja"
+_FILES = (
+    *_TOKENIZERS,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    TEMPLATE_FILE,
+)
+_ROLES = ("eos", "bos", "pad")
+
+
+def tokenizer_files(base: Path) -> list[str]:
+    """List the files of a checkpoint's tokenizer.
+
+    Raises:
+        ExportError: It has none.
+    """
+    names = [name for name in _FILES if (base / name).is_file()]
+    if not set(names) & set(_TOKENIZERS):
+        raise ExportError(f"{base} has neither tokenizer.json nor tokenizer.model. Use a whole checkpoint.")
+    return names
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Say whether a tokenizer folder carries a chat template of its own."""
+    if (folder / TEMPLATE_FILE).is_file() or (folder / "chat_template.json").is_file():
+        return True
+    return bool(_optional(folder / "tokenizer_config.json").get("chat_template"))
+
+
+def special_token_ids(folder: Path) -> dict[str, int]:
+    """Find the ids of eos, end_of_turn, bos and pad in a tokenizer's files, as far as it has them."""
+    words = _optional(folder / "special_tokens_map.json") | _optional(folder / "tokenizer_config.json")
+    contents = {role: _content(words.get(f"{role}_token")) or f"<{role}>" for role in _ROLES}
+    contents["end_of_turn"] = families.END_OF_TURN
+    ids: dict[str, int] = {}
+    for token, number in _added_tokens(folder, words):
+        ids.setdefault(token, number)
+        if ids.keys() >= set(contents.values()):
+            break
+    return {role: ids[content] for role, content in contents.items() if content in ids}
+
+
+def _added_tokens(folder: Path, words: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield added tokens from the small files first; tokenizer.json has tens of megabytes."""
+    for number, token in (words.get("added_tokens_decoder") or {}).items():
+        yield str(token["content"]), int(number)
+    yield from _optional(folder / "added_tokens.json").items()
+    if (folder / "tokenizer.json").is_file():
+        text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+        start = text.find('"added_tokens"')
+        if start >= 0:  # decoding this list alone spares hundreds of megabytes
+            tokens, _ = json.JSONDecoder().raw_decode(text, text.index("[", start))
+            yield from ((token["content"], token["id"]) for token in tokens)
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
