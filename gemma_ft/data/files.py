@@ -105,7 +105,7 @@ def _jsonl_rows(file: Path) -> Iterator[Row]:
     for number, line in enumerate(_text_lines(file), start=1):
         if line.strip():
             where = f"{file}:{number}"
-            yield Row(where, _as_object(_parse(line, where), where))
+            yield Row(where, _as_object(_parse(line.rstrip("\r\n"), where), where))
 
 
 def _parse(text: str, where: str, hint: str = "Write one JSON object a line.") -> Any:
