@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 256
 _UNLEARNED = "no learned token within trainer.max_length"
+_IN_EVAL_SPLIT = "in dataset.eval_split as well"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,7 @@ class _Reader:
 
     def __init__(self, dataset: DatasetConfig) -> None:
         self.source = open_source(dataset)
+        self.rows = 0
         self._name = dataset.path
         self._hash = hashlib.sha256()
 
@@ -76,6 +78,7 @@ class _Reader:
             example = build_example(row)
             digest = content_digest(example)
             self._hash.update(digest)
+            self.rows += 1
             yield example, digest
 
     def sha256(self) -> str:
@@ -107,6 +110,7 @@ def prepare_data(
         return _tokenise(examples, tokenizer, dataset, max_length)
 
     rows = tokenise(reader.read(dataset.split, "dataset.split", dataset.max_rows))
+    training_rows = reader.rows
     if dataset.eval_split is None:
         held = hold_out(rows.digests, dataset.eval_fraction, seed)
         candidates = ((place, digest) for place, digest in enumerate(rows.digests) if digest in held)
@@ -121,7 +125,8 @@ def prepare_data(
     _check_left(dataset, rows, trained_on, max_length)
     train = rows.take(trained_on, release=True)
     facts = _source_facts(dataset, reader, tokenizer) | {"max_length": max_length, "seed": seed}
-    facts |= _row_counts(rows, trained_on, held_out) | _token_counts(train)
+    facts |= _row_counts(rows, trained_on, held_out, eval_split_rows=reader.rows - training_rows)
+    facts |= _token_counts(train)
     return PreparedData(
         train=_dataset(train, "train", facts),
         held_out=_dataset(held_out, "held_out", facts) if held_out.num_rows else None,
@@ -199,15 +204,19 @@ def _source_facts(
     }
 
 
-def _row_counts(rows: _Tokenised, trained_on: Sequence[bool], held_out: "pyarrow.Table") -> dict[str, Any]:
+def _row_counts(
+    rows: _Tokenised, trained_on: Sequence[bool], evaluated: "pyarrow.Table", *, eval_split_rows: int
+) -> dict[str, Any]:
     train = sum(trained_on)
+    aside = len(trained_on) - train
+    dropped = {_UNLEARNED: rows.unlearned, _IN_EVAL_SPLIT: aside if eval_split_rows else 0}
     return {
         "rows_read": len(trained_on) + rows.unlearned,
         "rows_train": train,
-        "rows_held_out": len(trained_on) - train,
-        "rows_evaluated": held_out.num_rows,
+        "rows_held_out": eval_split_rows or aside,
+        "rows_evaluated": evaluated.num_rows,
         "rows_cut": sum(cut and learned for cut, learned in zip(rows.cut, trained_on, strict=True)),
-        "rows_dropped": {_UNLEARNED: rows.unlearned} if rows.unlearned else {},
+        "rows_dropped": {cause: number for cause, number in dropped.items() if number},
     }
 
 

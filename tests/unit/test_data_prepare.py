@@ -98,7 +98,8 @@ def test_an_eval_split_is_held_out_and_its_rows_leave_the_training_rows(prepare,
     data = prepare({"train": TEXTS, "test": ["x", "question 3", "y"]}, eval_split="test")
     assert prompts(data.held_out) == ["x", "question 3", "y"]
     assert prompts(data.train) == [text for text in TEXTS if text != "question 3"]
-    assert data.facts["rows_held_out"] == 1
+    assert (data.facts["rows_read"], data.facts["rows_train"], data.facts["rows_held_out"]) == (200, 199, 3)
+    assert data.facts["rows_dropped"] == {"in dataset.eval_split as well": 1}
     assert data.facts["eval_split"] == "test"
 
 
