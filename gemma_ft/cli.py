@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 from gemma_ft.errors import GemmaFTError
@@ -74,8 +76,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    _show_log()
-    code: int = import_module(f"gemma_ft.commands.{command}").run(words)
+    with _log_shown():
+        code: int = import_module(f"gemma_ft.commands.{command}").run(words)
     return code
 
 
@@ -99,15 +101,19 @@ def _print_error(error: GemmaFTError) -> None:
         print(f"error: {line}", file=sys.stderr)
 
 
-def _show_log() -> None:
-    """Print our own log lines to stderr; what a program that imports us has set up stays."""
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Print our own log lines to stderr for as long as a command runs."""
     log = logging.getLogger("gemma_ft")
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    level, handler = log.level, logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _help_page() -> str:

@@ -44,8 +44,6 @@ _REFUSED = {
     "eval_packing": "would make the held-out loss another number",
     "hub_token": "would put a secret into config.yaml; run `hf auth login` instead",
     "ignore_data_skip": "would train on some rows twice after a resume",
-    "load_from_cache_file": "has no effect here",
-    "logging_dir": "would write outside the run folder",
     "logging_first_step": "is always on",
     "logging_nan_inf_filter": "would hide a loss that is no number",
     "model_init_kwargs": "has no effect here; the model section says how weights are loaded",
@@ -53,7 +51,6 @@ _REFUSED = {
     "pad_token": "would replace one of Gemma's own tokens",
     "push_to_hub": "would publish checkpoints while training",
     "resume_from_checkpoint": "is not needed; the same line again continues an unfinished run",
-    "save_safetensors": "is always on",
     "trust_remote_code": "would run code from a checkpoint",
     "use_cpu": "is chosen by the device; set CUDA_VISIBLE_DEVICES= to hide the GPUs",
 }

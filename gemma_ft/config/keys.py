@@ -237,9 +237,9 @@ def _same_leaf(leaf: str) -> list[str]:
 
 def _nearest(key: str, leaf: str) -> list[str]:
     names = [*key_types(), *GROUPS, RECIPE] if "." not in key else list(key_types())
-    close = difflib.get_close_matches(key, names, 1, cutoff=0.75)
+    close = difflib.get_close_matches(key, names, 1, cutoff=0.65)
     if close:
         return close
     leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    near = difflib.get_close_matches(leaf, [*leaves, *_RENAMED], 1, cutoff=0.75)
+    near = difflib.get_close_matches(leaf, [*leaves, *_RENAMED], 1, cutoff=0.65)
     return [leaves.get(near[0]) or _RENAMED[near[0]]] if near else []

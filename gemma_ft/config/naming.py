@@ -78,4 +78,7 @@ def swept_values(job_words: Iterable[str], checked: Checked, grammar: Grammar) -
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    plain = re.sub(r"[^\w.+-]+", "_", text).strip("_")
+    if re.search(r"[^\w.+\-/, ]", text):  # train[:5%] and train[5%:] must not become one name
+        plain += "_" + hashlib.sha256(text.encode()).hexdigest()[:4]
+    return plain

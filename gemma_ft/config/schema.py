@@ -217,6 +217,11 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
 
+    def __post_init__(self) -> None:
+        """Write the name into the run folder, as composing does, for a config that is built in Python."""
+        if self.name:
+            self.output_dir = self.output_dir.replace("${name}", self.name)
+
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
         if not 0 <= self.seed < 2**32:
