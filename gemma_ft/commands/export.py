@@ -1,6 +1,6 @@
 """`export RUN`: adapter and base become one checkpoint."""
 
-import argparse
+from gemma_ft.commands.arguments import CommandParser
 
 _ALLOWED = ("export", "export.", "model.path=", "model.revision=")
 
@@ -16,10 +16,10 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="gemma_ft export",
+    parser = CommandParser(
+        prog="export",
         description="Merge what a run has trained into its base: a checkpoint that loads anywhere.",
         epilog="example: python -m gemma_ft export outputs/quickstart export.max_shard_size=2GB",
     )
@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="export.* keys; model.path=... where the base has moved",
     )

@@ -1,6 +1,6 @@
 """`generate RUN "prompt"`: one answer."""
 
-import argparse
+from gemma_ft.commands.arguments import CommandParser
 
 
 def run(argv: list[str]) -> int:
@@ -22,10 +22,10 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Build the command's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="gemma_ft generate",
+    parser = CommandParser(
+        prog="generate",
         description="Answer one prompt with the model of a run, or with any Gemma checkpoint.",
         epilog='example: python -m gemma_ft generate outputs/quickstart "What is AI?" --model base',
     )
@@ -44,6 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.0, metavar="T", help="0 (default) takes the likeliest token"
     )
     parser.add_argument(
-        "--raw", action="store_true", help="go on with the prompt as plain text, without turns"
+        "--raw",
+        action="store_true",
+        default=None,
+        help="go on with the prompt as plain text; a run that was trained on plain text does so anyway",
     )
     return parser

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft import families
 from gemma_ft.config.dataset import DatasetConfig
-from gemma_ft.data.conversations import Example, build_example
+from gemma_ft.data.conversations import Example, Text, build_example
 from gemma_ft.data.holdout import content_digest, hold_out, pick
 from gemma_ft.data.sources import load_split, open_source
 from gemma_ft.data.tokens import NOT_LEARNED, Encoded, encode_batch
@@ -69,6 +69,7 @@ class _Reader:
     def __init__(self, dataset: DatasetConfig) -> None:
         self.source = open_source(dataset)
         self.rows = 0
+        self.plain_text = 0
         self._name = dataset.path
         self._hash = hashlib.sha256()
 
@@ -79,6 +80,7 @@ class _Reader:
             digest = content_digest(example)
             self._hash.update(digest)
             self.rows += 1
+            self.plain_text += isinstance(example, Text)
             yield example, digest
 
     def sha256(self) -> str:
@@ -198,6 +200,7 @@ def _source_facts(
         "split": dataset.split,
         "eval_split": dataset.eval_split,
         "loss_on": dataset.loss_on.value,
+        "plain_text": reader.plain_text == reader.rows,
         "data_sha256": reader.sha256(),
         "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
         "template_sha256": _sha256(families.load_chat_template()),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft.config.schema import ModelConfig, QuantizationConfig
 from gemma_ft.errors import RunError
 from gemma_ft.families import END_OF_TURN
-from gemma_ft.runs import RunFolder, open_run
+from gemma_ft.runs import RunFolder, open_run, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -30,7 +30,7 @@ def generate(
     which: Which | str = Which.auto,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
-    raw: bool = False,
+    raw: bool | None = None,
 ) -> str:
     """Answer a prompt.
 
@@ -40,13 +40,20 @@ def generate(
         which: Of a run: base, adapter or merged; auto takes the merged model where there is one.
         max_new_tokens: Longest answer, in tokens.
         temperature: 0 takes the likeliest token each time; above it, tokens are drawn.
-        raw: Put the prompt into no turn.
+        raw: Put the prompt into no turn; None decides as the run was trained, on conversations or plain text.
 
     Raises:
         GemmaFTError: There is no such run or model, or the run has no such part.
     """
     model, tokenizer = load_for_answers(run, Which(which))
+    if raw is None:
+        raw = learned_plain_text(run if isinstance(run, RunFolder) else RunFolder(run))
     return answer(model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, raw=raw)
+
+
+def learned_plain_text(run: RunFolder) -> bool:
+    """Tell whether a run was trained on plain text only, so that a prompt is text to go on with."""
+    return run.data.is_file() and bool(read_json(run.data).get("plain_text"))
 
 
 def load_for_answers(
@@ -61,6 +68,7 @@ def load_for_answers(
 
     path = str(run.path if isinstance(run, RunFolder) else run)
     if not (Path(path) / "config.yaml").is_file():
+        _check_meant_as_model(path)
         if which not in (Which.auto, Which.base):
             raise RunError(
                 f"{path} is no run folder, so it has no {which} model. Give a run, or leave the choice out."
@@ -79,6 +87,13 @@ def load_for_answers(
 
         model = PeftModel.from_pretrained(model, folder.adapter)
     return model, tokenizer
+
+
+def _check_meant_as_model(path: str) -> None:
+    """Tell a mistyped folder from a hub id: the folder that it would stand in exists here."""
+    parent = Path(path).expanduser().parent
+    if not Path(path).expanduser().exists() and parent != Path() and parent.is_dir():
+        raise RunError(f"{path} is no run folder and no model. Look what is there: ls {parent}")
 
 
 def _choose(run: RunFolder, which: Which) -> Which:

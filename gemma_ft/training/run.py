@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import AdapterMethod, ExportMethod, RunConfig
+from gemma_ft.errors import ConfigError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded
 from gemma_ft.training.layout import Layout, resolve_layout
@@ -57,6 +58,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
 
     quiet_libraries()
     checkpoint = find_checkpoint(config.model)
+    _check_length(config, checkpoint)
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
         _open_folder(config, run, layout, precision)
@@ -81,6 +83,16 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         run.write_status(State.running, Stage.trained)
     trainer.accelerator.end_training()
+
+
+def _check_length(config: RunConfig, checkpoint: "Checkpoint") -> None:
+    """Check what only config.json tells of a hub repository that is not Google's own."""
+    length, bound = config.trainer.max_length, checkpoint.context_length
+    if length > bound:
+        raise ConfigError(
+            f"trainer.max_length={length} is above the {bound} positions of model.path={checkpoint.path}. "
+            f"Use at most {bound}."
+        )
 
 
 def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "Precision") -> None:
@@ -120,7 +132,8 @@ def _prepare(
 
 def _summary(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['rows_train']:,} rows to train on, {facts['rows_held_out']:,} held out, {facts['rows_cut']:,} cut; "
+        f"{facts['rows_train']:,} rows to train on, {facts['rows_held_out']:,} held out, "
+        f"{facts['rows_cut']:,} cut; "
         f"{facts['tokens']:,} tokens, {facts['trained_share']:.0%} of them learned"
     )
 
@@ -197,12 +210,11 @@ def _just_evaluated(trainer: "RunTrainer") -> bool:
 def _sample(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout, *, when: str) -> None:
     if config.trainer.sample_prompt is None or not layout.writes:
         return
-    from gemma_ft.evaluation.generate import answer
+    from gemma_ft.evaluation.generate import answer, learned_plain_text
 
-    prompt = config.trainer.sample_prompt
-    text = answer(
-        trainer.model, trainer.processing_class, prompt, max_new_tokens=config.trainer.sample_tokens
-    )
+    prompt, length = config.trainer.sample_prompt, config.trainer.sample_tokens
+    raw = learned_plain_text(run)
+    text = answer(trainer.model, trainer.processing_class, prompt, max_new_tokens=length, raw=raw)
     run.append_metrics({"step": trainer.state.global_step, "sample": when, "prompt": prompt, "answer": text})
     logger.info("%s training: %r -> %r", when, prompt, text)
 

@@ -31,10 +31,10 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         self.run = run
         self.checkpoints_kept = checkpoints_kept
         self._scored: list[torch.Tensor] = []
-        exact = {name: value.float() for name, value in _trainable(arguments["model"]).items()}
+        exact = {name: value.detach().clone() for name, value in _trainable(arguments["model"]).items()}
         super().__init__(**arguments)
         for name, parameter in _trainable(self.model).items():
-            parameter.data = exact[name].to(parameter.device)
+            parameter.data = exact[name].float()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> "EvalLoopOutput":
         """Evaluate as TRL does, with the loss averaged over tokens, however rows are batched or packed."""

@@ -1,0 +1,229 @@
+"""Training through the command line's entry: every recipe, every precision, and going on after a cut."""
+
+import json
+from pathlib import Path
+
+import pytest
+from program import assert_same_tensors, losses, status, tensors
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+SMALL = ["model=tiny", "trainer.max_steps=2", "trainer.max_length=64", "trainer.logging_steps=1"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_trains_two_steps_on_ones_own_data(train, chats, recipe):
+    run = train(f"recipe={recipe}", f"name={recipe}", "dataset=local", f"dataset.path={chats}", *SMALL)
+    assert len(losses(run)) == 2
+    assert status(run)["state"] == "finished"
+    assert (run / "merged" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantization=nf4", "quantization.double_quant=false"],
+        ["quantization=int8"],
+        ["quantization=none"],
+        ["quantization=none", "model.dtype=bf16"],
+        ["quantization=nf4", "model.dtype=bf16"],
+        ["quantization=nf4", "adapter=dora"],
+        ["quantization=none", "adapter=dora"],
+        ["quantization=none", "adapter=rslora"],
+        ["quantization=none", "adapter=none", "trainer.learning_rate=1e-4"],
+        ["quantization=none", "adapter=none", "model.dtype=bf16", "trainer.learning_rate=1e-4"],
+        ["quantization=none", "trainer.packing=true", "adapter.targets=[q_proj,v_proj]"],
+        ["trainer.neftune_noise_alpha=5", "adapter.dropout=0.1", "trainer.optim=adamw_8bit"],
+        ["model.attention=eager", "dataset.loss_on=last_turn", "dataset.eval_fraction=0"],
+    ],
+    ids=" ".join,
+)
+def test_every_precision_and_adapter_learns(train, chats, words):
+    run = train(
+        "name=x",
+        "dataset=local",
+        f"dataset.path={chats}",
+        *SMALL,
+        "trainer.max_steps=6",
+        "trainer.global_batch_size=4",
+        "trainer.micro_batch_size=4",
+        "trainer.learning_rate=1e-2",
+        *words,
+    )
+    logged = losses(run)
+    assert logged[-1] < 0.98 * logged[0]
+    assert (run / "merged" / "model.safetensors").is_file()
+
+
+def words_for(chats: Path, name: str, *more: str) -> list[str]:
+    return [
+        f"name={name}",
+        "model=tiny",
+        "dataset=local",
+        f"dataset.path={chats}",
+        "trainer.max_length=64",
+        "trainer.max_steps=6",
+        "trainer.save_steps=2",
+        "trainer.global_batch_size=2",
+        "trainer.logging_steps=1",
+        "trainer.learning_rate=1e-2",
+        "adapter.dropout=0.1",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    "more", [["quantization=nf4"], ["quantization=int8"], ["quantization=none", "adapter=none"]], ids=" ".join
+)
+def test_a_run_that_is_cut_goes_on_as_if_it_had_not_been(train, chats, monkeypatch, more):
+    whole = train(*words_for(chats, "whole", *more))
+    with monkeypatch.context() as patch:
+        cut_after(patch, step=3)
+        cut = train(*words_for(chats, "cut", *more), code=130)
+    assert status(cut) == {
+        "state": "interrupted",
+        "stage": "training",
+        "reason": "interrupted from the keyboard",
+    }
+    assert not (cut / "merged").exists()
+    train(*words_for(chats, "cut", *more))
+    assert status(cut)["state"] == "finished"
+    assert losses(cut) == losses(whole)
+    folder = "model" if "adapter=none" in more else "adapter"
+    assert_same_tensors(cut / folder, whole / folder)
+    assert_same_tensors(cut / "merged", whole / "merged")
+
+
+def cut_after(patch: pytest.MonkeyPatch, step: int) -> None:
+    """Interrupt a run as Ctrl-C does, once it has logged a step."""
+    from gemma_ft.training.progress import Progress
+
+    log = Progress.on_log
+
+    def on_log(self, args, state, control, logs=None, **rest):
+        log(self, args, state, control, logs, **rest)
+        if state.global_step >= step:
+            raise KeyboardInterrupt
+
+    patch.setattr(Progress, "on_log", on_log)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_evaluating_in_between_changes_nothing_that_is_trained(train, chats, quantization):
+    common = [f"quantization={quantization}", "adapter.dropout=0"]
+    plain = train(*words_for(chats, "plain", *common, "dataset.eval_fraction=0.2"))
+    often = train(*words_for(chats, "often", *common, "dataset.eval_fraction=0.2", "trainer.eval_steps=1"))
+    assert len(losses(often, "eval_loss")) == 7
+    assert losses(often) == losses(plain)
+    assert_same_tensors(often / "adapter", plain / "adapter")
+
+
+def test_4bit_gradients_are_those_of_the_dequantised_weights(tiny):
+    """After an evaluation, too: bitsandbytes repacks weights there on some processors."""
+    import torch
+
+    from gemma_ft.config.schema import ModelConfig, QuantizationConfig, QuantizationMethod
+    from gemma_ft.families import FAMILIES
+    from gemma_ft.modeling.checkpoint import Checkpoint
+    from gemma_ft.modeling.loading import load_model
+    from gemma_ft.modeling.precision import read_device, resolve_precision
+
+    config = json.loads((tiny / "config.json").read_text())
+    checkpoint = Checkpoint(path=str(tiny), folder=tiny, config=config, family=FAMILIES[0], revision=None)
+    precision = resolve_precision(ModelConfig(), checkpoint.family, read_device())
+    nf4 = QuantizationConfig(method=QuantizationMethod.nf4)
+    model = load_model(checkpoint, precision, nf4, dtype=torch.float32)
+    ids_BL = torch.arange(300, 316)[None]
+    model.eval()
+    with torch.no_grad():
+        model(ids_BL)
+    gradients = []
+    for dequantised in (False, True):
+        if dequantised:
+            model = model.dequantize()
+        model.train()
+        embedded_BLD = model.get_input_embeddings()(ids_BL).detach().requires_grad_()
+        model(inputs_embeds=embedded_BLD, labels=ids_BL).loss.backward()
+        gradients.append(embedded_BLD.grad)
+    assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-6)
+
+
+def test_the_best_checkpoint_wins_and_patience_ends_the_run(train, chats):
+    run = train(
+        *words_for(
+            chats,
+            "best",
+            "quantization=none",
+            "trainer.max_steps=40",
+            "trainer.learning_rate=0.3",
+            "trainer.eval_steps=2",
+            "trainer.load_best_model_at_end=true",
+            "trainer.early_stopping_patience=2",
+            "trainer.save_total_limit=1",
+            "dataset.eval_fraction=0.2",
+        )
+    )
+    held_out = losses(run, "eval_loss")
+    assert len(losses(run)) < 40
+    assert held_out[-1] == pytest.approx(min(held_out[1:]), abs=1e-6)
+
+
+def test_training_goes_on_from_an_existing_adapter(train, chats):
+    first = train(*words_for(chats, "first", "quantization=nf4"))
+    second = train(
+        *words_for(
+            chats, "second", "quantization=nf4", f"adapter.path={first / 'adapter'}", "trainer.max_steps=2"
+        )
+    )
+    assert losses(second, "eval_loss")[0] == pytest.approx(losses(first, "eval_loss")[-1], rel=1e-4)
+    before, after = tensors(first / "adapter"), tensors(second / "adapter")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_old_checkpoints_go_and_the_newest_stay(train, chats):
+    run = train(*words_for(chats, "kept", "trainer.save_steps=1", "trainer.save_total_limit=2"))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000005", "step-000006"]
+
+
+def test_a_run_that_fails_says_so_and_can_be_repeated(train, chats, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma_ft.exporting.run.export_checkpoint", lambda **_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(*words_for(chats, "broken"))
+    run = Path("outputs/broken")
+    assert status(run)["state"] == "failed"
+    assert status(run)["stage"] == "exporting"
+    assert "ZeroDivisionError" in status(run)["reason"]
+    trained = len(losses(run))
+    train(*words_for(chats, "broken"))
+    assert len(losses(run)) == trained  # only the export was left to do
+    assert status(run)["state"] == "finished"
+
+
+def test_overwrite_keeps_the_old_run_under_another_name(train, chats):
+    run = train(*words_for(chats, "again", "trainer.max_steps=1"))
+    train(*words_for(chats, "again", "trainer.max_steps=2"), "--overwrite")
+    assert len(losses(run)) == 2
+    assert len(losses(run.with_name("again.old-1"))) == 1
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(train, chats, tmp_path, capsys):
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    (tmp_path / "outputs" / "mine" / "thesis.txt").write_text("precious")
+    train(*words_for(chats, "mine"), code=2)
+    assert "holds files of no run" in capsys.readouterr().err
+
+
+def test_plain_text_is_learned_whole(train, tmp_path):
+    rows = [{"quote": f"Number {n} is enough.", "author": "Nobody"} for n in range(20)]
+    path = tmp_path / "quotes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(*words_for(path, "quotes"))
+    facts = json.loads((run / "data.json").read_text())
+    rows_train = facts["rows_train"]
+    assert facts["trained_tokens"] == facts["tokens"] - rows_train  # all but each row's <bos>
+
+
+def test_extras_that_trl_does_not_know_are_refused_before_the_model_loads(train, chats, capsys):
+    train(*words_for(chats, "extra", "+trainer.extra.adam_beta_2=0.9"), code=2)
+    assert "Did you mean trainer.extra.adam_beta2?" in capsys.readouterr().err
