@@ -241,6 +241,16 @@ def test_multirun_over_all_recipes(trained, here):
     assert all(overwrite for _, overwrite in trained)
 
 
+def test_multirun_over_all_recipes_forgets_those_of_an_earlier_call(trained, here):
+    (here / "recipes").mkdir()
+    (here / "recipes" / "old.yaml").write_text("defaults: [quickstart]\n")
+
+    assert cli.main(["recipe=old", "--config-dir", str(here)]) == 0
+    trained.clear()
+    assert cli.main(["-m", "recipe=glob(*)"]) == 0
+    assert "old" not in names(trained)
+
+
 def test_multirun_over_ones_own_recipe_files(trained, here):
     for name, steps in (("a", 1), ("b", 2)):
         (here / f"{name}.yaml").write_text(f"defaults: [quickstart]\ntrainer: {{max_steps: {steps}}}\n")
@@ -254,7 +264,8 @@ def test_multirun_litters_nothing(trained, here, monkeypatch):
 
     assert cli.main(["-m", "recipe=quickstart", "seed=1,2"]) == 0
     assert [path.name for path in here.iterdir()] == ["outputs"]
-    assert [path.name for path in (here / "outputs").iterdir()] == [".multirun"]
+    notes = [path.relative_to(here / "outputs").as_posix() for path in (here / "outputs").rglob("*")]
+    assert sorted(notes) == [".multirun", ".multirun/multirun.yaml"]
     assert sys.argv == argv
 
 

@@ -176,6 +176,15 @@ def test_a_broken_recipe_file_is_one_line(tmp_path, text, line):
     assert len(caught.value.problems) == 1
 
 
+def test_a_wrong_key_in_a_recipe_that_ones_own_starts_from_names_that_file(tmp_path):
+    (tmp_path / "parent.yaml").write_text("trainer: {lr: 1}\n")
+    (tmp_path / "child.yaml").write_text("defaults: [parent]\n")
+
+    assert problems_of(f"recipe={tmp_path / 'child.yaml'}") == [
+        f"{tmp_path / 'parent.yaml'}: trainer.lr is no key of a run. Write trainer.learning_rate."
+    ]
+
+
 def test_a_recipe_whose_name_is_no_folder_name_is_refused(tmp_path):
     path = tmp_path / "my recipe.yaml"
     path.write_text("seed: 1\n")
