@@ -236,3 +236,19 @@ def test_copying_works_where_the_kernel_cannot(bases, tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.copy_file_range", refuse, raising=False)
     assert_merges_like_peft(bases(), build_adapter(bases(), tmp_path / "adapter"), tmp_path / "merged")
+
+
+def test_each_tensor_keeps_the_format_it_has_in_a_base_of_mixed_formats(bases, tmp_path):
+    mixed, full = build_base(tmp_path / "mixed"), build_base(tmp_path / "full", dtype="float32")
+    edit_tensors(
+        mixed / "model.safetensors",
+        lambda tensors: {n: t.float() if "norm" in n or "k_proj" in n else t for n, t in tensors.items()},
+    )
+    adapter = build_adapter(bases(), tmp_path / "adapter")
+    merge_checkpoint(mixed, adapter, tmp_path / "merged", shard_bytes=30_000)
+    merge_checkpoint(mixed, full, tmp_path / "replaced", shard_bytes=GB)
+    before = read_weights(mixed)
+    for folder in ("merged", "replaced"):
+        after = read_weights(tmp_path / folder)
+        assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert differing(read_weights(tmp_path / "merged"), before).keys() == {n for n in before if "_proj" in n}
