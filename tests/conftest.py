@@ -1,4 +1,4 @@
-"""What every test stands on: no network, a cache of its own, one thread's worth of patience."""
+"""What every test stands on: no network, a cache of its own, one thread."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: more threads mostly wait for each other
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests of GPUs set it themselves
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.trainer import TrainerConfig
+from gemma_ft.families import LINEAR_LAYERS
 
 
 class Dtype(StrEnum):
@@ -129,6 +130,12 @@ class AdapterConfig:
             found.append(f"adapter.alpha={self.alpha} must be above 0. Use the rank, or twice the rank.")
         if not 0 <= self.dropout < 1:
             found.append(f"adapter.dropout={self.dropout} must be at least 0 and below 1. Use 0.05.")
+        found += [
+            f"adapter.targets=[{name}] is no linear layer of a Gemma block. "
+            f"Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
+            for name in self.targets
+            if name != "all-linear" and name.rpartition(".")[2] not in LINEAR_LAYERS
+        ]
         if not self.targets:
             found.append("adapter.targets=[] names no layer. Use adapter.targets=[all-linear].")
         if self.path is not None and self.method is AdapterMethod.none:

@@ -12,9 +12,7 @@ from gemma_ft.config.extra import find_extra_problems
 from gemma_ft.config.library_names import optimizer_names, scheduler_names
 
 _POSITIVE = (
-    "learning_rate",
     "num_train_epochs",
-    "max_grad_norm",
     "max_length",
     "global_batch_size",
     "micro_batch_size",
@@ -25,7 +23,7 @@ _POSITIVE = (
     "early_stopping_patience",
     "sample_tokens",
 )
-_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "neftune_noise_alpha")
+_NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,7 +41,7 @@ class TrainerConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
     neftune_noise_alpha: float | None = None
     """Noise on the embeddings while training (NEFTune); none switches it off."""
     num_train_epochs: float = 1.0
@@ -118,11 +116,15 @@ class TrainerConfig:
                 f"trainer.global_batch_size={self.global_batch_size} is not divisible by "
                 f"trainer.micro_batch_size={self.micro_batch_size}. Make it a multiple."
             )
-        needs_eval = self.load_best_model_at_end or self.early_stopping_patience is not None
-        if needs_eval and self.eval_steps is None:
+        if self.load_best_model_at_end and self.eval_steps is None:
             found.append(
                 "trainer.eval_steps=null leaves the best checkpoint unknown. "
                 "Set trainer.eval_steps, e.g. to trainer.save_steps."
+            )
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            found.append(
+                f"trainer.early_stopping_patience={self.early_stopping_patience} would end with a model that "
+                "is not the best one. Add trainer.load_best_model_at_end=true."
             )
         if self.load_best_model_at_end and self.eval_steps and self.save_steps % self.eval_steps:
             found.append(

@@ -81,8 +81,7 @@ def _whole_folder(destination: Path) -> Iterator[Path]:
     partial = destination.with_name(f"{destination.name}.partial")
     replaced = destination.with_name(f"{destination.name}.replaced")
     _restore(replaced, destination)  # where an export was cut between its last two steps
-    for stale in (partial, replaced):
-        _remove(stale)
+    _discard(replaced, partial)
     try:
         yield partial
         _sync_folder(partial)
@@ -96,12 +95,20 @@ def _whole_folder(destination: Path) -> Iterator[Path]:
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"{destination} does not fit on its disk. Free some space.") from problem
         raise
-    _remove(replaced)
+    _discard(replaced, partial)
 
 
 def _restore(replaced: Path, destination: Path) -> None:
     if replaced.exists() and not destination.exists():
         replaced.rename(destination)
+
+
+def _discard(replaced: Path, partial: Path) -> None:
+    """Remove both, and never leave half of the replaced folder where it would be taken for whole."""
+    _remove(partial)
+    if replaced.exists():
+        replaced.rename(partial)
+        _remove(partial)
 
 
 def _remove(folder: Path) -> None:

@@ -14,6 +14,16 @@ from gemma_ft.training.layout import Layout
 if TYPE_CHECKING:
     from trl import SFTConfig
 
+_ALWAYS = {
+    "packing_strategy": "bfd",  # the one that keeps documents whole and apart
+    "save_strategy": "steps",
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+    "disable_tqdm": True,
+    "push_to_hub": False,
+    "ddp_find_unused_parameters": False,
+}
+
 _WITHOUT_PAGES = {
     "paged_adamw": "adamw_torch",
     "paged_adamw_32bit": "adamw_torch",
@@ -74,33 +84,31 @@ def build_arguments(
             per_device_train_batch_size=trainer.micro_batch_size,
             per_device_eval_batch_size=trainer.micro_batch_size,
             gradient_accumulation_steps=layout.accumulation,
-            bf16=precision.dtype is Dtype.bf16,
-            fp16=precision.dtype is Dtype.fp16,
-            use_cpu=precision.device.kind == "cpu",
-            seed=config.seed,
-            optim=_optimizer(trainer.optim, precision),
-            packing_strategy="bfd",
             activation_checkpointing=trainer.gradient_checkpointing,
-            save_strategy="steps",
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            disable_tqdm=True,
-            report_to="wandb" if config.tracking.method is TrackingMethod.wandb else "none",
+            seed=config.seed,
             run_name=config.name,
-            push_to_hub=False,
-            dataloader_pin_memory=precision.device.kind == "cuda",
+            report_to="wandb" if config.tracking.method is TrackingMethod.wandb else "none",
+            **_ALWAYS,
+            **_device(trainer, precision),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
             **_evaluation(trainer, evaluates=evaluates, resumes=resumes),
             **trainer.extra,
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"trainer: {str(error).splitlines()[0]}. Look the value up in TRL's SFTConfig."
+            f"trainer.* cannot become TRL's arguments: {str(error).splitlines()[0]}. Look it up in SFTConfig."
         ) from error
 
 
-def _optimizer(name: str, precision: Precision) -> str:
-    return name if precision.device.kind == "cuda" else _WITHOUT_PAGES.get(name, name)
+def _device(trainer: TrainerConfig, precision: Precision) -> dict[str, Any]:
+    gpu = precision.device.kind == "cuda"
+    return {
+        "bf16": precision.dtype is Dtype.bf16,
+        "fp16": precision.dtype is Dtype.fp16,
+        "use_cpu": precision.device.kind == "cpu",
+        "dataloader_pin_memory": gpu,
+        "optim": trainer.optim if gpu else _WITHOUT_PAGES.get(trainer.optim, trainer.optim),
+    }
 
 
 def _evaluation(trainer: TrainerConfig, *, evaluates: bool, resumes: bool) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def test_multirun_litters_nothing(trained, here, monkeypatch):
 def test_multirun_begins_no_job_where_another_cannot_work(trained, here, capsys):
     assert cli.main(["-m", "recipe=quickstart", "trainer.learning_rate=1e-3,-1"]) == 2
 
-    assert capsys.readouterr().err.startswith("error: trainer.learning_rate=-1.0 must be above 0.")
+    assert capsys.readouterr().err.startswith("error: trainer.learning_rate=-1.0 must not be negative.")
     assert trained == []
 
 

@@ -55,8 +55,13 @@ def test_a_good_config_has_no_problem(config):
         ("adapter.dropout", 1.0, r"adapter\.dropout=1\.0 must be at least 0 and below 1"),
         ("adapter.targets", (), r"adapter\.targets=\[\] names no layer"),
         ("adapter.path", "nowhere", r"adapter\.path=nowhere has no adapter_config\.json\. Give the folder"),
-        ("trainer.learning_rate", 0.0, r"trainer\.learning_rate=0\.0 must be above 0\."),
-        ("trainer.learning_rate", float("nan"), r"trainer\.learning_rate=nan must be above 0\."),
+        ("trainer.learning_rate", float("nan"), r"trainer\.learning_rate=nan must not be negative\."),
+        ("trainer.save_steps", 0, r"trainer\.save_steps=0 must be above 0\."),
+        (
+            "adapter.targets",
+            ("lm_head",),
+            r"adapter\.targets=\[lm_head\] is no linear layer of a Gemma block",
+        ),
         ("trainer.warmup_steps", -1.0, r"trainer\.warmup_steps=-1\.0 must not be negative\."),
         ("trainer.warmup_steps", 2.5, r"trainer\.warmup_steps=2\.5 is neither a share nor a number of steps"),
         ("trainer.max_steps", 0, r"trainer\.max_steps=0 trains nothing"),
@@ -84,7 +89,7 @@ def test_a_good_config_has_no_problem(config):
         (
             "trainer.early_stopping_patience",
             2,
-            r"trainer\.eval_steps=null leaves the best checkpoint unknown",
+            r"would end with a model that is not the best one\. Add trainer\.load_best_model_at_end=true",
         ),
         ("tracking.project", "", r"tracking\.project= is empty"),
         ("export.max_shard_size", "5 apples", r"export\.max_shard_size=5 apples is no size"),
@@ -210,6 +215,7 @@ def test_sdpa_is_refused_for_gemma_2_only(config):
 @pytest.mark.parametrize("key", ["load_best_model_at_end", "early_stopping_patience", "eval_steps"])
 def test_what_needs_held_out_rows_is_refused_without_any(config, key):
     config.trainer.save_steps = config.trainer.eval_steps = 10
+    config.trainer.load_best_model_at_end = key == "early_stopping_patience"
     setattr(config.trainer, key, 10)
     check_config(config)
     config.dataset.eval_fraction = 0.0

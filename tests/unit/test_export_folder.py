@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -231,6 +232,21 @@ def test_export_killed_between_its_last_two_steps_is_undone(base, adapter, merge
     assert hash_folder(merged) == before
 
 
+def test_half_removed_earlier_export_never_comes_back(base, adapter, merged, monkeypatch):
+    export(base, adapter, merged)
+    removed = []
+
+    def kill(path):
+        removed.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        export(base, adapter, merged)
+    assert removed == ["merged.partial"]
+    assert not merged.with_name("merged.replaced").exists()
+
+
 def test_disk_that_fills_up_in_the_middle_is_told_in_one_line(base, adapter, merged, monkeypatch):
     def fill(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -312,3 +328,20 @@ def test_full_fine_tune_goes_through_the_same_door(base, merged, tmp_path):
     before = read_weights(base)
     assert all(torch.equal(tensor, before[name] * 2) for name, tensor in read_weights(merged).items())
     assert "every weight (full fine-tuning)" in (merged / "NOTICE").read_text()
+
+
+def test_every_file_is_on_the_disk_before_the_folder_gets_its_name(base, adapter, merged, monkeypatch):
+    synced = {}
+
+    def record(handle):
+        assert not merged.exists() or handle_of_parent(handle)
+        synced[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    def handle_of_parent(handle):
+        return os.fstat(handle).st_ino == merged.parent.stat().st_ino
+
+    monkeypatch.setattr(os, "fsync", record)
+    export(base, adapter, merged)
+    for path in (*merged.iterdir(), merged, merged.parent):
+        assert path.stat().st_ino in synced, path
+        assert path.is_dir() or synced[path.stat().st_ino] == path.stat().st_size

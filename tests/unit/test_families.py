@@ -21,10 +21,10 @@ def test_text_gemmas_are_known(model_type, architecture, name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "Gemma 3 with vision"),
-        ({"model_type": "paligemma"}, "model.path=x is PaliGemma. Use a causal-LM text model of Gemma 1"),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, "is Gemma 3 with"),
+        ({"model_type": "paligemma"}, r"model\.path=x is PaliGemma\. Use a causal-LM text model of Gemma 1"),
         ({"model_type": "llama"}, "a model of type 'llama'"),
-        ({"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"]}, "Gemma3TextModel, which has no"),
+        ({"model_type": "gemma3_text", "architectures": ["Gemma3TextModel"]}, "Gemma3TextModel, which has"),
         ({}, "a model of type 'unknown'"),
     ],
 )

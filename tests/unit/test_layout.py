@@ -47,7 +47,7 @@ def test_one_process_sees_one_gpu_and_many_see_theirs(launcher):
 
 
 def test_what_the_launcher_did_must_fit_the_layout(launcher):
-    with pytest.raises(ConfigError, match="parallel=ddp needs one process a GPU. Start it with: torchrun"):
+    with pytest.raises(ConfigError, match=r"parallel=ddp needs one process a GPU\. Start it with: torchrun"):
         resolve_layout(config("ddp"))
     launcher(2)
     with pytest.raises(ConfigError, match="parallel=single cannot use the launcher's 2 processes"):

@@ -72,5 +72,5 @@ def test_plain_transformers_loads_it_as_a_tied_gemma(tiny):
 
 def test_a_missing_corpus_is_said_with_the_line_that_mends_it(monkeypatch):
     monkeypatch.setattr(tiny_module, "find_spec", lambda name: None)
-    with pytest.raises(ModelError, match="needs the chatterbot-corpus package. Run: pip install"):
+    with pytest.raises(ModelError, match=r"needs the chatterbot-corpus package\. Run: pip install"):
         tiny_module.load_tiny()
