@@ -3,8 +3,6 @@
 Shape suffixes: R rows of the block, I inputs, O outputs, K rank.
 """
 
-# ruff: noqa: N803 - shape suffixes are capitals
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO

@@ -73,7 +73,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
 def _origin(run: RunFolder, config: RunConfig, base: str | None, revision: str | None) -> Origin:
     losses = [record["eval_loss"] for record in run.read_metrics() if "eval_loss" in record]
     return Origin(
-        base_name=base or config.model.path,
+        base_name=base,
         base_revision=revision,
         data=read_json(run.data) if run.data.is_file() else {},
         name=config.name,
