@@ -35,7 +35,7 @@ def test_overrides_without_a_command_train(trained, here):
 
     assert [(config.trainer.max_steps, overwrite) for config, overwrite in trained] == [
         (3, False),
-        (120, True),
+        (150, True),
     ]
     assert list(here.iterdir()) == []
 

@@ -68,7 +68,7 @@ def test_a_good_config_has_no_problem(config):
         (
             "trainer.micro_batch_size",
             3,
-            r"trainer\.global_batch_size=16 is not divisible by trainer\.micro_batch_size=3",
+            r"trainer\.global_batch_size=4 is not divisible by trainer\.micro_batch_size=3",
         ),
         (
             "trainer.optim",

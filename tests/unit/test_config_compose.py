@@ -70,7 +70,7 @@ def test_default_choices_are_options_that_exist():
 
 def test_a_recipe_beats_the_defaults():
     assert compose().trainer.max_length == 2048
-    assert compose("recipe=quickstart").trainer.max_length == 128
+    assert compose("recipe=quickstart").trainer.max_length == 256
 
 
 def test_a_command_line_value_beats_the_recipe_wherever_it_stands():
@@ -196,11 +196,11 @@ def test_ones_own_recipe_may_start_from_another_and_leave_out_override(tmp_path)
 
 
 def test_a_copy_of_a_shipped_recipe_beats_the_shipped_one(tmp_path):
-    text = (recipes_dir() / "quickstart.yaml").read_text().replace("max_steps: 120", "max_steps: 3")
+    text = (recipes_dir() / "quickstart.yaml").read_text().replace("max_steps: 150", "max_steps: 3")
     path = write_recipe(tmp_path, "quickstart.yaml", text)
 
     assert compose(f"recipe={path}").trainer.max_steps == 3
-    assert compose("recipe=quickstart").trainer.max_steps == 120
+    assert compose("recipe=quickstart").trainer.max_steps == 150
 
 
 @pytest.mark.parametrize("folder", ["recipe", "recipes"])
