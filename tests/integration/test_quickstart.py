@@ -96,7 +96,7 @@ def test_the_run_folder_holds_what_later_steps_need(run):
     assert environment["packages"]["trl"]
     assert environment["dtype"] == "fp32"
     samples = [
-        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "sample" in line
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"sample"' in line
     ]
     assert [sample["sample"] for sample in samples] == ["before", "after"]
     assert samples[0]["answer"] != samples[1]["answer"]
