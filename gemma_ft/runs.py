@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.schema import ModelConfig, RunConfig
 from gemma_ft.errors import RunError
 
 
@@ -114,10 +114,23 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines beyond the checkpoint that a run goes on from."""
-        kept = [record for record in self._metric_lines() if record.get("step", 0) <= step]
+    def forget_metrics_after(self, logged: int) -> None:
+        """Drop the lines beyond the checkpoint that a run goes on from.
+
+        Args:
+            logged: How many lines had been logged when it was saved; samples are not counted. 0 drops all.
+        """
+        records = self.read_metrics() if logged else []
+        lines = [record for record in records if "sample" not in record][:logged]
+        kept = [record for record in records if record in lines or record.get("sample") == "before"]
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def pin(self, model: ModelConfig) -> ModelConfig:
+        """Name the commit of the base that this run began with, where only a branch or nothing is named."""
+        base = read_json(self.data).get("model", {}) if self.data.is_file() else {}
+        if base.get("path") != model.path or base.get("revision") is None:
+            return model
+        return replace(model, revision=base["revision"])
 
     def set_aside(self) -> Path:
         """Rename the folder to <name>.old-N and return where it is now."""

@@ -1,6 +1,7 @@
 """Answers from the base, the adapter or the merged model of a run."""
 
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,16 +77,14 @@ def load_for_answers(
         return _load(ModelConfig(path=path), QuantizationConfig())
     folder = open_run(path)
     config = load_config(folder.config)
-    which = _choose(folder, which)
-    if which is Which.merged:
-        return _load(
-            ModelConfig(path=str(folder.merged), attention=config.model.attention), QuantizationConfig()
-        )
-    model, tokenizer = _load(config.model, config.quantization)
-    if which is Which.adapter:
+    part = _choose(folder, which)
+    if part in (folder.merged, folder.model):
+        return _load(replace(config.model, path=str(part), revision=None), QuantizationConfig())
+    model, tokenizer = _load(folder.pin(config.model), config.quantization)
+    if part == folder.adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, folder.adapter)
+        model = PeftModel.from_pretrained(model, part)
     return model, tokenizer
 
 
@@ -96,18 +95,18 @@ def _check_meant_as_model(path: str) -> None:
         raise RunError(f"{path} is no run folder and no model. Look what is there: ls {parent}")
 
 
-def _choose(run: RunFolder, which: Which) -> Which:
-    found = {Which.merged: run.merged, Which.adapter: run.adapter}
-    if which is Which.auto:
-        there = [name for name, folder in found.items() if folder.is_dir()]
-        if not there:
-            raise RunError(
-                f"{run.path} has neither a merged model nor an adapter yet. Train it to the end first."
-            )
-        return there[0]
-    if which in found and not found[which].is_dir():
-        raise RunError(f"{run.path} has no {which} model. Make it with: python -m gemma_ft export {run.path}")
-    return which
+def _choose(run: RunFolder, which: Which) -> Path | None:
+    """Return the folder of the part of a run that answers; None stands for its base."""
+    if which is Which.base:
+        return None
+    parts = {Which.merged: (run.merged,), Which.adapter: (run.adapter,)}
+    for folder in parts.get(which, (run.merged, run.adapter, run.model)):
+        if folder.is_dir():
+            return folder
+    if which is Which.merged:
+        raise RunError(f"{run.path} has no merged model. Make it with: python -m gemma_ft export {run.path}")
+    missing = "adapter" if which is Which.adapter else "trained model yet"
+    raise RunError(f"{run.path} has no {missing}. Train it to the end first: the same line goes on.")
 
 
 def _load(

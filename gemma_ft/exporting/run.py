@@ -51,7 +51,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
         raise RunError(
             f"{run.path} has no trained weights yet. Train to the end first: the same line goes on."
         )
-    checkpoint = find_checkpoint(config.model)
+    checkpoint = find_checkpoint(run.pin(config.model))
     report = export_checkpoint(
         base=fetch_weights(checkpoint),
         trained=run.trained,

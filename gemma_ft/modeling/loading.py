@@ -1,5 +1,6 @@
 """From a checkpoint on disk to a model that trains or answers."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import QuantizationConfig, QuantizationMethod
@@ -68,5 +69,5 @@ def _device_index(precision: Precision) -> "torch.device":
     import torch
 
     if precision.device.kind == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(precision.device.kind)

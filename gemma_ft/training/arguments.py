@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _ALWAYS = {
     "packing_strategy": "bfd",  # the one that keeps documents whole and apart
     "save_strategy": "steps",
+    "restore_callback_states_from_checkpoint": True,  # patience goes on counting where it was
     "logging_first_step": True,
     "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
     "disable_tqdm": True,

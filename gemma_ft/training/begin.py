@@ -29,7 +29,7 @@ def begin_run(run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: b
         logger.info("%s is now %s", run.path, run.set_aside())
     status = run.read_status()
     if status is None:
-        if run.path.is_dir() and any(run.path.iterdir()):
+        if layout.writes and run.path.is_dir() and any(run.path.iterdir()):
             raise RunError(
                 f"output_dir={run.path} holds files of no run. Give another name=..., or --overwrite."
             )

@@ -54,6 +54,21 @@ def resolve_layout(config: RunConfig) -> Layout:
     return Layout(world_size=world_size, rank=rank, accumulation=config.trainer.global_batch_size // share)
 
 
+def leave_processes() -> None:
+    """Close the connections to the other processes of a run, once nothing of its trainer is in use.
+
+    DDP's reducer holds the process group too. Were it the last to let go, gloo's threads could wait for ever for
+    the interpreter lock that their own shutdown holds; so the trainer is collected first.
+    """
+    import gc
+
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+
+
 def hide_other_gpus() -> None:
     """Leave this process one GPU; with several in sight transformers would wrap the model in DataParallel.
 

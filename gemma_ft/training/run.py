@@ -11,7 +11,7 @@ from gemma_ft.config.schema import AdapterMethod, ExportMethod, RunConfig
 from gemma_ft.errors import ConfigError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded
-from gemma_ft.training.layout import Layout, resolve_layout
+from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -44,6 +44,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
     with recorded(run, layout):
         if stage is Stage.data:
             _fit(config, run, layout)
+            leave_processes()
         if layout.writes:
             _finish(config, run)
     return run
@@ -57,7 +58,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
     from gemma_ft.modeling.precision import read_device, resolve_precision
 
     quiet_libraries()
-    checkpoint = find_checkpoint(config.model)
+    checkpoint = find_checkpoint(run.pin(config.model))
     _check_length(config, checkpoint)
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
@@ -65,16 +66,10 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path)
     data = _prepare(config, run, layout, checkpoint, tokenizer)
-    trainer = _build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
-    resumed = run.steps()[-1:]
-    if layout.writes:
-        run.forget_metrics_after(resumed[0] if resumed else -1)
-        run.write_status(State.running, Stage.training)
-    if resumed:
-        logger.info("going on from step %d", resumed[0])
-    else:
-        _sample(trainer, config, run, layout, when="before")
-    trainer.train(resume_from_checkpoint=str(run.step_folder(resumed[0])) if resumed else None)
+    from gemma_ft.training.build import build_trainer  # here, since TRL takes seconds to import
+
+    trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
+    _train(trainer, config, run, layout)
     if data.held_out is not None and (config.trainer.load_best_model_at_end or not _just_evaluated(trainer)):
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
@@ -82,7 +77,22 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
         _save(trainer, config, run, checkpoint)
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         run.write_status(State.running, Stage.trained)
-    trainer.accelerator.end_training()
+
+
+def _train(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout) -> None:
+    """Train from the start, or on from the newest checkpoint."""
+    from gemma_ft.training.trainer import read_state
+
+    checkpoint = run.step_folder(run.steps()[-1]) if run.steps() else None
+    if layout.writes:
+        run.forget_metrics_after(len(read_state(checkpoint).log_history) if checkpoint else 0)
+        run.write_status(State.running, Stage.training)
+    if checkpoint:
+        logger.info("going on from %s", checkpoint)
+        trainer.go_on(checkpoint)
+    else:
+        _sample(trainer, config, run, layout, when="before")
+        trainer.train()
 
 
 def _check_length(config: RunConfig, checkpoint: "Checkpoint") -> None:
@@ -100,10 +110,10 @@ def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "
     from gemma_ft.training.tracking import prepare_tracking
 
     run.path.mkdir(parents=True, exist_ok=True)
+    run.write_status(State.running, Stage.data)
     run.checkpoints.mkdir(exist_ok=True)
     write_text(run.config, f"# Run again: python -m gemma_ft recipe={run.config}\n{config_yaml(config)}")
     write_json(run.environment, describe_environment(precision, layout))
-    run.write_status(State.running, Stage.data)
     prepare_tracking(config, run)
     logger.info("run %s in %s", config.name, run.path)
     logger.info(
@@ -135,69 +145,6 @@ def _summary(facts: dict[str, Any]) -> str:
         f"{facts['rows_train']:,} rows to train on, {facts['rows_held_out']:,} held out, "
         f"{facts['rows_cut']:,} cut; "
         f"{facts['tokens']:,} tokens, {facts['trained_share']:.0%} of them learned"
-    )
-
-
-def _build_trainer(
-    config: RunConfig,
-    run: RunFolder,
-    layout: Layout,
-    checkpoint: "Checkpoint",
-    precision: "Precision",
-    tokenizer: "PreTrainedTokenizerFast",
-    data: "PreparedData",
-) -> "RunTrainer":
-    import torch
-    from transformers import EarlyStoppingCallback, PrinterCallback, set_seed
-
-    from gemma_ft.modeling.adapters import attach_adapter
-    from gemma_ft.modeling.loading import load_model
-    from gemma_ft.training.arguments import build_arguments
-    from gemma_ft.training.progress import Progress
-    from gemma_ft.training.trainer import RunTrainer
-
-    evaluates = data.held_out is not None
-    arguments = build_arguments(
-        config,
-        layout=layout,
-        precision=precision,
-        output_dir=run.checkpoints / ".writing",
-        evaluates=evaluates,
-        resumes=bool(run.steps()),
-    )
-    set_seed(config.seed)
-    adapts = config.adapter.method is not AdapterMethod.none
-    dtype = precision.torch_dtype if adapts else torch.float32  # full fine-tunes keep fp32 master weights
-    model = load_model(checkpoint, precision, config.quantization, dtype=dtype)
-    if adapts:
-        model = attach_adapter(model, config.adapter)
-    callbacks: list[Any] = [Progress(run)]
-    if config.trainer.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
-    trainer = RunTrainer(
-        run=run,
-        checkpoints_kept=config.trainer.save_total_limit,
-        model=model,
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.held_out,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-    trainer.remove_callback(PrinterCallback)
-    _say_what_trains(trainer, checkpoint, config)
-    return trainer
-
-
-def _say_what_trains(trainer: "RunTrainer", checkpoint: "Checkpoint", config: RunConfig) -> None:
-    trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
-    logger.info(
-        "model %s (%s), quantization %s, adapter %s, %s trainable parameters",
-        checkpoint.path,
-        checkpoint.family.name,
-        config.quantization.method,
-        config.adapter.method,
-        f"{trained:,}",
     )
 
 
@@ -233,6 +180,7 @@ def _save(trainer: "RunTrainer", config: RunConfig, run: RunFolder, checkpoint: 
         )
     else:
         model.save_pretrained(beside)
+        trainer.processing_class.save_pretrained(beside)
     check_weights(beside)
     publish_folder(beside, final)
     logger.info("trained: %s", final)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerState
 from trl import SFTTrainer
 
 from gemma_ft.modeling.weights import check_weights, publish_folder
@@ -35,6 +36,18 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(**arguments)
         for name, parameter in _trainable(self.model).items():
             parameter.data = exact[name].float()
+
+    def go_on(self, checkpoint: Path) -> None:
+        """Train on from a checkpoint; where it is the run's last, only take its weights."""
+        state = read_state(checkpoint)
+        if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
+            self.train(resume_from_checkpoint=str(checkpoint))
+            return
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_global_step:
+            state.best_model_checkpoint = str(self.run.step_folder(state.best_global_step))
+            self._load_best_model()
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> "EvalLoopOutput":
         """Evaluate as TRL does, with the loss averaged over tokens, however rows are batched or packed."""
@@ -78,6 +91,12 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         for step in self.run.steps()[: -self.checkpoints_kept]:
             if step != best:
                 shutil.rmtree(self.run.step_folder(step))
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """Read where a run was when it saved a checkpoint."""
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -60,6 +60,45 @@ def cut_after(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(Progress, "on_log", on_log)
 
 
+EARLY_STOP = [
+    "quantization=none",
+    "dataset.eval_fraction=0.2",
+    "trainer.max_steps=20",
+    "trainer.learning_rate=0.3",
+    "trainer.eval_steps=2",
+    "trainer.load_best_model_at_end=true",
+    "trainer.early_stopping_patience=2",
+]
+
+
+@pytest.mark.parametrize("more", [[], EARLY_STOP], ids=["max_steps", "early stop"])
+def test_a_run_that_is_cut_after_its_last_step_trains_no_step_more(train, chats, monkeypatch, more):
+    whole = train(*words_for(chats, "whole", *more))
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma_ft.training.run._save", interrupt)
+        cut = train(*words_for(chats, "cut", *more), code=130)
+    train(*words_for(chats, "cut", *more))
+    assert losses(cut) == losses(whole)
+    assert losses(cut, "eval_loss") == losses(whole, "eval_loss")
+    assert_same_tensors(cut / "adapter", whole / "adapter")
+
+
+def test_patience_goes_on_counting_where_it_was(train, chats, monkeypatch):
+    whole = train(*words_for(chats, "whole", *EARLY_STOP))
+    steps = len(losses(whole))
+    assert steps < 20
+    with monkeypatch.context() as patch:
+        cut_after(patch, step=steps - 1)
+        cut = train(*words_for(chats, "cut", *EARLY_STOP), code=130)
+    train(*words_for(chats, "cut", *EARLY_STOP))
+    assert losses(cut) == losses(whole)
+    assert_same_tensors(cut / "adapter", whole / "adapter")
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_evaluating_in_between_changes_nothing_that_is_trained(train, chats, quantization):
     common = [f"quantization={quantization}", "adapter.dropout=0"]
@@ -180,3 +219,22 @@ def test_plain_text_is_learned_whole(train, tmp_path):
 def test_extras_that_trl_does_not_know_are_refused_before_the_model_loads(train, chats, capsys):
     train(*words_for(chats, "extra", "+trainer.extra.adam_beta_2=0.9"), code=2)
     assert "Did you mean trainer.extra.adam_beta2?" in capsys.readouterr().err
+
+
+def test_a_full_fine_tune_answers_before_and_after_its_export(train, chats):
+    from gemma_ft import export, generate
+
+    run = train(*words_for(chats, "full", "quantization=none", "adapter=none", "export=none"))
+    assert not (run / "merged").exists()
+    before = generate(run, "What is 3 plus 3?", max_new_tokens=6)
+    assert export(run) == run / "merged"
+    assert generate(run, "What is 3 plus 3?", max_new_tokens=6) == before
+    assert (run / "merged" / "tokenizer.json").read_bytes() == (run / "model" / "tokenizer.json").read_bytes()
+
+
+def test_a_run_without_the_part_that_should_answer_says_how_to_make_it(train, chats, capsys):
+    from gemma_ft.cli import main
+
+    run = train(*words_for(chats, "bare", "export=none", "trainer.max_steps=1"))
+    assert main(["generate", str(run), "hi", "--model", "merged"]) == 2
+    assert f"Make it with: python -m gemma_ft export {run}" in capsys.readouterr().err

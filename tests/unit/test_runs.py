@@ -2,7 +2,7 @@
 
 import pytest
 
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.schema import ModelConfig, RunConfig
 from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, Stage, State, identity, open_run, read_json, write_json, write_text
 
@@ -26,12 +26,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_metrics_after_a_checkpoint_are_forgotten_and_torn_lines_left_out(tmp_path):
     run = RunFolder(tmp_path)
-    for step in (0, 10, 20):
-        run.append_metrics({"step": step})
+    before, after = {"step": 0, "sample": "before"}, {"step": 20, "sample": "after"}
+    for record in (before, {"step": 0}, {"step": 10}, {"step": 10, "train_runtime": 1}, after):
+        run.append_metrics(record)
     with run.metrics.open("a") as file:
         file.write('{"step": 3')
-    run.forget_metrics_after(10)
-    assert run.read_metrics() == [{"step": 0}, {"step": 10}]
+    run.forget_metrics_after(2)
+    assert run.read_metrics() == [before, {"step": 0}, {"step": 10}]
+    run.forget_metrics_after(0)
+    assert run.read_metrics() == []
 
 
 def test_checkpoints_are_listed_by_step_and_half_written_ones_are_not(tmp_path):
@@ -54,6 +57,15 @@ def test_identity_is_what_changes_the_weights():
     assert identity(config) == identity(other)
     other.trainer.learning_rate = 1.0
     assert identity(config) != identity(other)
+
+
+def test_the_base_is_pinned_to_the_commit_that_the_run_began_with(tmp_path):
+    run = RunFolder(tmp_path)
+    asked = ModelConfig(path="google/gemma-2b", revision="main")
+    assert run.pin(asked) == asked
+    write_json(run.data, {"model": {"path": "google/gemma-2b", "revision": "0" * 40}})
+    assert run.pin(asked).revision == "0" * 40
+    assert run.pin(ModelConfig(path="elsewhere")).revision is None
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

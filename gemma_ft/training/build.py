@@ -1,0 +1,80 @@
+"""From a configuration, a checkpoint and prepared rows to a trainer that can start."""
+
+import logging
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, PrinterCallback, set_seed
+
+from gemma_ft.config.schema import AdapterMethod, RunConfig
+from gemma_ft.data.prepare import PreparedData
+from gemma_ft.modeling.adapters import attach_adapter
+from gemma_ft.modeling.checkpoint import Checkpoint
+from gemma_ft.modeling.loading import load_model
+from gemma_ft.modeling.precision import Precision
+from gemma_ft.runs import RunFolder
+from gemma_ft.training.arguments import build_arguments
+from gemma_ft.training.layout import Layout
+from gemma_ft.training.progress import Progress
+from gemma_ft.training.trainer import RunTrainer
+
+logger = logging.getLogger("gemma_ft")
+
+
+def build_trainer(
+    config: RunConfig,
+    run: RunFolder,
+    layout: Layout,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    tokenizer: PreTrainedTokenizerFast,
+    data: PreparedData,
+) -> RunTrainer:
+    """Load the model, put adapters on it and hand both to TRL with the prepared rows.
+
+    Raises:
+        GemmaFTError: TRL does not take an argument, weights cannot be had, or an adapter does not fit.
+    """
+    evaluates = data.held_out is not None
+    arguments = build_arguments(
+        config,
+        layout=layout,
+        precision=precision,
+        output_dir=run.checkpoints / ".writing",
+        evaluates=evaluates,
+        resumes=bool(run.steps()),
+    )
+    set_seed(config.seed)
+    adapts = config.adapter.method is not AdapterMethod.none
+    dtype = precision.torch_dtype if adapts else torch.float32  # full fine-tunes keep fp32 master weights
+    model = load_model(checkpoint, precision, config.quantization, dtype=dtype)
+    if adapts:
+        model = attach_adapter(model, config.adapter)
+    callbacks: list[Any] = [Progress(run)]
+    if config.trainer.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
+    trainer = RunTrainer(
+        run=run,
+        checkpoints_kept=config.trainer.save_total_limit,
+        model=model,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.held_out,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.remove_callback(PrinterCallback)
+    _say_what_trains(trainer, checkpoint, config)
+    return trainer
+
+
+def _say_what_trains(trainer: RunTrainer, checkpoint: Checkpoint, config: RunConfig) -> None:
+    trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
+    logger.info(
+        "model %s (%s), quantization %s, adapter %s, %s trainable parameters",
+        checkpoint.path,
+        checkpoint.family.name,
+        config.quantization.method,
+        config.adapter.method,
+        f"{trained:,}",
+    )
