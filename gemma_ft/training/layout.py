@@ -57,8 +57,8 @@ def resolve_layout(config: RunConfig) -> Layout:
 def leave_processes() -> None:
     """Close the connections to the other processes of a run, once nothing of its trainer is in use.
 
-    DDP's reducer holds the process group too. Were it the last to let go, gloo's threads could wait for ever for
-    the interpreter lock that their own shutdown holds; so the trainer is collected first.
+    DDP's reducer holds the process group too. Were it the last to let go, gloo's threads could wait for ever
+    for the interpreter lock that their own shutdown holds; so the trainer is collected first.
     """
     import gc
 

@@ -46,7 +46,7 @@ def silent_hub():
 
 @contextmanager
 def hub_with(files):
-    """Serve files, which lie in no folder, as every repository that is asked for, at one commit."""
+    """Serve files (name: text or bytes) as every repository that is asked for, at one commit."""
 
     class Handler(_Quiet):
         def answer(self):
@@ -69,7 +69,7 @@ def hub_with(files):
                 self.reply("", status=404, **{"X-Error-Code": "EntryNotFound"})
 
         def reply(self, text, status=200, **headers):
-            body = text.encode()
+            body = _bytes(text)
             self.send_response(status)
             for key, value in headers.items():
                 self.send_header(key, value)
@@ -85,8 +85,12 @@ def hub_with(files):
         yield address
 
 
+def _bytes(data):
+    return data if isinstance(data, bytes) else data.encode()
+
+
 def _entry(name, data):
-    return {"type": "file", "path": name, "size": len(data.encode()), "oid": "0" * 40}
+    return {"type": "file", "path": name, "size": len(_bytes(data)), "oid": "0" * 40}
 
 
 class _Quiet(BaseHTTPRequestHandler):
