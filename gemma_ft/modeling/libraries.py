@@ -4,6 +4,7 @@ Each has the reason and what would make it needless.
 """
 
 import logging
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
 
 
 def quiet_libraries() -> None:
-    """Switch off progress bars and notes that no user can act on; call it before a model is loaded."""
+    """Switch off telemetry, progress bars and notes that no user can act on; call it before loading a model."""
     import datasets
+    import huggingface_hub.constants
     import transformers
 
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable is read at import only
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     _refuse_hub_kernels()
