@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def quiet_libraries() -> None:
-    """Switch off telemetry, progress bars and notes that no user can act on; call it before loading a model."""
+    """Switch off telemetry, progress bars and notes that no user can act on; call it before a model loads."""
     import datasets
     import huggingface_hub.constants
     import transformers
