@@ -114,6 +114,10 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
 
+    def held_out_losses(self) -> list[float]:
+        """List the losses on the held-out rows, from before training to its end."""
+        return [record["eval_loss"] for record in self.read_metrics() if "eval_loss" in record]
+
     def forget_metrics_after(self, logged: int) -> None:
         """Drop the lines beyond the checkpoint that a run goes on from.
 

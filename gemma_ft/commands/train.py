@@ -23,7 +23,7 @@ def run(argv: list[str]) -> int:
 
     from gemma_ft.config.compose import compose, config_yaml, sweep
 
-    train: Callable[[RunConfig], None] = partial(_train, overwrite=arguments.overwrite)
+    train: Callable[[RunConfig], float | None] = partial(_train, overwrite=arguments.overwrite)
     flags = _hydra_flags(arguments)
     if flags:
         sweep(arguments.overrides, train, flags=flags, config_dir=arguments.config_dir)
@@ -62,10 +62,12 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _train(config: "RunConfig", *, overwrite: bool) -> None:
+def _train(config: "RunConfig", *, overwrite: bool) -> float | None:
+    """Train and return the held-out loss, which a sweeper may want to lower."""
     from gemma_ft.training.run import train
 
-    train(config, overwrite=overwrite)
+    losses = train(config, overwrite=overwrite).held_out_losses()
+    return losses[-1] if losses else None
 
 
 def _complete_info(argv: Iterable[str]) -> list[str]:

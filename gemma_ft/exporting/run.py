@@ -71,7 +71,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
 
 
 def _origin(run: RunFolder, config: RunConfig, base: str | None, revision: str | None) -> Origin:
-    losses = [record["eval_loss"] for record in run.read_metrics() if "eval_loss" in record]
+    losses = run.held_out_losses()
     return Origin(
         base_name=base,
         base_revision=revision,

@@ -15,7 +15,11 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "nu
 FAKE_TRAINING = """
 import sys, types
 room = types.ModuleType("gemma_ft.training.run")
-room.train = lambda config, *, overwrite=False: print("trained", config.name)
+def train(config, *, overwrite=False):
+    from gemma_ft.runs import RunFolder
+    print("trained", config.name)
+    return RunFolder(config.output_dir)
+room.train = train
 sys.modules["gemma_ft.training.run"] = room
 """
 TELL_MODULES = """

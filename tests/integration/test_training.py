@@ -238,3 +238,24 @@ def test_a_run_without_the_part_that_should_answer_says_how_to_make_it(train, ch
     run = train(*words_for(chats, "bare", "export=none", "trainer.max_steps=1"))
     assert main(["generate", str(run), "hi", "--model", "merged"]) == 2
     assert f"Make it with: python -m gemma_ft export {run}" in capsys.readouterr().err
+
+
+def test_a_sweep_hands_each_held_out_loss_to_its_sweeper(chats, tiny, tmp_path, monkeypatch):
+    from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+    from gemma_ft.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    returned = []
+    launch = BasicLauncher.launch
+
+    def noting(self, *arguments, **named):
+        done = launch(self, *arguments, **named)
+        returned.extend(job.return_value for job in done)
+        return done
+
+    monkeypatch.setattr(BasicLauncher, "launch", noting)
+    words = words_for(chats, "swept", "trainer.max_steps=1", "export=none", "seed=1,2", "--multirun")
+    assert main(words) == 0
+    runs = [tmp_path / "outputs" / f"swept-seed_{seed}" for seed in (1, 2)]
+    assert returned == [losses(run, "eval_loss")[-1] for run in runs]

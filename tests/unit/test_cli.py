@@ -11,6 +11,7 @@ from gemma_ft import __version__, cli
 from gemma_ft.config.catalog import load_options, load_recipes
 from gemma_ft.config.keys import key_types
 from gemma_ft.errors import ExportError
+from gemma_ft.runs import RunFolder
 
 
 @pytest.fixture
@@ -18,7 +19,12 @@ def trained(monkeypatch):
     """Stand in for the training room; holds the (config, overwrite) of each run."""
     runs = []
     room = types.ModuleType("gemma_ft.training.run")
-    room.train = lambda config, *, overwrite=False: runs.append((config, overwrite))
+
+    def train(config, *, overwrite=False):
+        runs.append((config, overwrite))
+        return RunFolder(config.output_dir)
+
+    room.train = train
     monkeypatch.setitem(sys.modules, "gemma_ft.training.run", room)
     return runs
 
@@ -143,6 +149,7 @@ def test_our_log_is_shown_while_a_command_runs_and_not_after(monkeypatch, capsys
 
     def tell(config, *, overwrite):
         log.info("step 1")
+        return RunFolder(config.output_dir)
 
     monkeypatch.setattr(sys.modules["gemma_ft.training.run"], "train", tell)
 
