@@ -1,7 +1,6 @@
 """Answers from the base, the adapter or the merged model of a run."""
 
 import os
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,8 +78,11 @@ def load_for_answers(
     config = load_config(folder.config)
     part = _choose(folder, which)
     if part in (folder.merged, folder.model):
-        return _load(replace(config.model, path=str(part), revision=None), QuantizationConfig())
-    model, tokenizer = _load(folder.pin(config.model), config.quantization)
+        return _load(ModelConfig(path=str(part)), QuantizationConfig())
+    base = ModelConfig(
+        path=config.model.path, revision=config.model.revision
+    )  # precision goes by this machine
+    model, tokenizer = _load(folder.pin(base), config.quantization)
     if part == folder.adapter:
         from peft import PeftModel
 

@@ -37,8 +37,12 @@ def check_weights(folder: Path) -> None:
 
 def flush_folder(folder: Path) -> None:
     """Force the files of a folder, and the folder itself, onto the disk."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

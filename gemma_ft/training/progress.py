@@ -1,7 +1,6 @@
 """What a run says while it trains: a line of progress, and metrics.jsonl."""
 
 import logging
-import resource
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -78,6 +77,12 @@ def peak_memory() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
