@@ -126,10 +126,9 @@ class TrainerConfig:
                 f"trainer.early_stopping_patience={self.early_stopping_patience} would end with a model that "
                 "is not the best one. Add trainer.load_best_model_at_end=true."
             )
-        if self.load_best_model_at_end and self.eval_steps and self.save_steps % self.eval_steps:
+        if self.load_best_model_at_end and self.eval_steps and self.save_steps != self.eval_steps:
             found.append(
-                f"trainer.save_steps={self.save_steps} is no multiple of "
-                f"trainer.eval_steps={self.eval_steps}, "
-                "so the best model may have no checkpoint. Make it a multiple."
+                f"trainer.save_steps={self.save_steps} is not trainer.eval_steps={self.eval_steps}, so the "
+                f"best model may have no checkpoint. Use trainer.save_steps={self.eval_steps}."
             )
         return found

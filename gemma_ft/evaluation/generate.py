@@ -107,6 +107,8 @@ def _choose(run: RunFolder, which: Which) -> Path | None:
             return folder
     if which is Which.merged:
         raise RunError(f"{run.path} has no merged model. Make it with: python -m gemma_ft export {run.path}")
+    if run.model.is_dir():
+        raise RunError(f"{run.path} has no adapter: every weight was trained. Leave --model out.")
     missing = "adapter" if which is Which.adapter else "trained model yet"
     raise RunError(f"{run.path} has no {missing}. Train it to the end first: the same line goes on.")
 

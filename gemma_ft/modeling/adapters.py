@@ -1,6 +1,7 @@
 """Low-rank adapters on a loaded model."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from gemma_ft.families import LINEAR_LAYERS
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
+
+logger = logging.getLogger("gemma_ft")
 
 
 def build_lora(adapter: AdapterConfig) -> "LoraConfig":
@@ -46,6 +49,15 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftMod
             peft_model = PeftModel.from_pretrained(model, adapter.path, is_trainable=True)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(_explain(adapter, error)) from error
+    if adapter.path is not None:
+        own = peft_model.peft_config["default"]
+        logger.info(
+            "adapter %s goes on with its own rank %s, alpha %s and dropout %s",
+            adapter.path,
+            own.r,
+            own.lora_alpha,
+            own.lora_dropout,
+        )
     return peft_model
 
 

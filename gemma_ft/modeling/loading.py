@@ -62,6 +62,8 @@ def load_model(
         **extra,
     )
     keep_4bit_weights_as_they_are(model)
+    if model.config.tie_word_embeddings:  # no checkpoint holds the head, and none misses it
+        model._keys_to_ignore_on_save = ["lm_head.weight"]
     return model
 
 

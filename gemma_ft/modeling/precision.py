@@ -70,7 +70,7 @@ def resolve_precision(model: ModelConfig, family: Family, device: Device) -> Pre
         ConfigError: What was asked for cannot work on this device or with this family.
     """
     dtype, dtype_reason = _resolve_dtype(model.dtype, family, device)
-    attention, attention_reason = _resolve_attention(model.attention, family, device)
+    attention, attention_reason = _resolve_attention(model.attention, dtype, family, device)
     return Precision(
         device=device, dtype=dtype, attention=attention, reasons=(dtype_reason, attention_reason)
     )
@@ -96,19 +96,22 @@ def _resolve_dtype(asked: Dtype, family: Family, device: Device) -> tuple[Dtype,
     return Dtype.fp16, f"dtype fp16: {device.name} has no bf16"
 
 
-def _resolve_attention(asked: Attention, family: Family, device: Device) -> tuple[Attention, str]:
+def _resolve_attention(
+    asked: Attention, dtype: Dtype, family: Family, device: Device
+) -> tuple[Attention, str]:
+    flash = device.flash_attention and dtype is not Dtype.fp32
     if asked is not Attention.auto:
         if asked not in family.attention:
             raise ConfigError(
                 f"model.attention={asked} cannot compute {family.name}'s attention. "
                 f"Use one of: auto, {', '.join(family.attention)}."
             )
-        if asked is Attention.flash_attention_2 and not device.flash_attention:
+        if asked is Attention.flash_attention_2 and not flash:
             raise ConfigError(
-                "model.attention=flash_attention_2 needs the flash-attn package and a GPU of compute "
-                f"capability 8.0, not {device.name}. Use model.attention=auto."
+                "model.attention=flash_attention_2 needs the flash-attn package, bf16 or fp16 and a GPU "
+                f"of compute capability 8.0; here: {device.name}, {dtype}. Use model.attention=auto."
             )
         return asked, f"attention {asked}: as asked"
-    allowed = [name for name in family.attention if name != "flash_attention_2" or device.flash_attention]
+    allowed = [name for name in family.attention if name != "flash_attention_2" or flash]
     best = Attention(allowed[0])
     return best, f"attention {best}: the best that {family.name} and {device.name} have here"

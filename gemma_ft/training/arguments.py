@@ -80,10 +80,10 @@ def build_arguments(
     trainer = config.trainer
     _check_extra(trainer.extra, {field.name for field in fields(SFTConfig)})
     try:
-        return SFTConfig(
+        arguments = SFTConfig(
             output_dir=str(output_dir),
             per_device_train_batch_size=trainer.micro_batch_size,
-            per_device_eval_batch_size=trainer.micro_batch_size,
+            per_device_eval_batch_size=1 if trainer.packing else trainer.micro_batch_size,
             gradient_accumulation_steps=layout.accumulation,
             activation_checkpointing=trainer.gradient_checkpointing,
             seed=config.seed,
@@ -99,6 +99,9 @@ def build_arguments(
         raise ConfigError(
             f"trainer.* cannot become TRL's arguments: {str(error).splitlines()[0]}. Look it up in SFTConfig."
         ) from error
+    if precision.dtype is Dtype.fp32:
+        arguments.mixed_precision = "no"  # a launcher's ACCELERATE_MIXED_PRECISION would stand otherwise
+    return arguments
 
 
 def _device(trainer: TrainerConfig, precision: Precision) -> dict[str, Any]:

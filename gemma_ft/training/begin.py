@@ -1,12 +1,14 @@
 """What a run folder allows: begin, go on, export what is trained, or nothing more to do."""
 
+import errno
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.errors import RunError
+from gemma_ft.errors import RunError, TrainingError
 from gemma_ft.runs import RunFolder, Stage, State, Status, identity
 from gemma_ft.training.layout import Layout
 
@@ -73,8 +75,21 @@ def recorded(run: RunFolder, layout: Layout) -> Iterator[None]:
         _record(run, layout, State.interrupted, "interrupted from the keyboard")
         raise
     except BaseException as error:
-        _record(run, layout, State.failed, f"{type(error).__name__}: {error}")
+        if layout.writes:  # what was being written fills the disk, perhaps
+            shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
+        with suppress(OSError):
+            _record(run, layout, State.failed, f"{type(error).__name__}: {error}")
+        if _disk_is_full(error):
+            raise TrainingError(
+                f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
+            ) from error
         raise
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Recognise a full disk, which torch's writer reports in words of its own."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
 
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:

@@ -42,6 +42,11 @@ def resolve_layout(config: RunConfig) -> Layout:
             "parallel=ddp needs one process a GPU. Start it with: torchrun --standalone --nproc-per-node gpu "
             "-m gemma_ft ..."
         )
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"parallel={method} cannot use the launcher's {variable}. Launch plain multi-GPU training."
+            )
     if world_size == 1:
         hide_other_gpus()
     share = config.trainer.micro_batch_size * world_size

@@ -1,13 +1,16 @@
 """What a run says while it trains: a line of progress, and metrics.jsonl."""
 
 import logging
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from gemma_ft.errors import TrainingError
 from gemma_ft.runs import RunFolder
+from gemma_ft.training.trainer import last_logged
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -30,7 +33,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: Any
     ) -> None:
         """Start the clock."""
-        self._since = (time.monotonic(), 0, state.global_step)
+        self._since = (time.monotonic(), last_logged(state, "num_tokens"), state.global_step)
 
     def on_log(
         self,
@@ -41,8 +44,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """Keep what TRL reports, and say it."""
-        if not state.is_world_process_zero or not logs:
-            return
+        _check_finite(logs or {}, state.global_step)
+        if not state.is_world_process_zero or not logs or "train_loss" in logs:
+            return  # the summary at the end counts from the last start, not from the run's
         record: dict[str, Any] = {
             "step": state.global_step,
             **{key: _number(value) for key, value in logs.items()},
@@ -50,7 +54,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         memory = peak_memory()
         if "loss" in logs:
             seconds = time.monotonic() - self._since[0]
-            record["tokens_per_second"] = round(logs.get("num_tokens", 0) / max(seconds, 1e-9), 1)
+            record["tokens_per_second"] = round((logs["num_tokens"] - self._since[1]) / max(seconds, 1e-9), 1)
             record["peak_memory_bytes"] = memory
             left = (
                 seconds / max(state.global_step - self._since[2], 1) * (state.max_steps - state.global_step)
@@ -69,6 +73,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]
                 "step %d/%d  held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"]
             )
         self.run.append_metrics(record)
+
+
+def _check_finite(logs: dict[str, float], step: int) -> None:
+    for key in ("loss", "eval_loss"):
+        if key in logs and not math.isfinite(logs[key]):
+            raise TrainingError(
+                f"{key} is {logs[key]} at step {step}. Lower trainer.learning_rate, or use model.dtype=bf16 "
+                "or fp32; the checkpoints before it stay."
+            )
 
 
 def peak_memory() -> int:

@@ -70,7 +70,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
 
     trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
     _train(trainer, config, run, layout)
-    if data.held_out is not None and (config.trainer.load_best_model_at_end or not _just_evaluated(trainer)):
+    if data.held_out is not None and not _just_evaluated(trainer):
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
     if layout.writes:
@@ -149,9 +149,11 @@ def _summary(facts: dict[str, Any]) -> str:
 
 
 def _just_evaluated(trainer: "RunTrainer") -> bool:
-    return any(
-        "eval_loss" in log and log["step"] == trainer.state.global_step for log in trainer.state.log_history
-    )
+    """Tell whether the weights that the run ends with have been evaluated last."""
+    state = trainer.state
+    if trainer.args.load_best_model_at_end and state.best_global_step != state.global_step:
+        return False
+    return any("eval_loss" in log and log["step"] == state.global_step for log in state.log_history)
 
 
 def _sample(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout, *, when: str) -> None:
@@ -161,7 +163,8 @@ def _sample(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: La
 
     prompt, length = config.trainer.sample_prompt, config.trainer.sample_tokens
     raw = learned_plain_text(run)
-    text = answer(trainer.model, trainer.processing_class, prompt, max_new_tokens=length, raw=raw)
+    with trainer.accelerator.autocast():  # as in training: the weights of a full fine-tune are fp32
+        text = answer(trainer.model, trainer.processing_class, prompt, max_new_tokens=length, raw=raw)
     run.append_metrics({"step": trainer.state.global_step, "sample": when, "prompt": prompt, "answer": text})
     logger.info("%s training: %r -> %r", when, prompt, text)
 

@@ -32,14 +32,17 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         self.run = run
         self.checkpoints_kept = checkpoints_kept
         self._scored: list[torch.Tensor] = []
-        exact = {name: value.detach().clone() for name, value in _trainable(arguments["model"]).items()}
+        quantised = getattr(arguments["model"], "is_quantized", False)
+        trainable = _trainable(arguments["model"]).items() if quantised else ()
+        exact = {name: value.detach().clone() for name, value in trainable}
         super().__init__(**arguments)
-        for name, parameter in _trainable(self.model).items():
-            parameter.data = exact[name].float()
+        for name, value in exact.items():
+            self.model.get_parameter(name).data = value.float()
 
     def go_on(self, checkpoint: Path) -> None:
         """Train on from a checkpoint; where it is the run's last, only take its weights."""
         state = read_state(checkpoint)
+        self._total_train_tokens = last_logged(state, "num_tokens")  # TRL would count from 0 again
         if not state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:
             self.train(resume_from_checkpoint=str(checkpoint))
             return
@@ -63,11 +66,19 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Score a batch, and keep its summed loss and its number of learned tokens."""
+        self._mask_repeats(inputs["labels"])
         tokens = (inputs["labels"][:, 1:] != -100).sum()
         result = super().prediction_step(model, inputs, *args, **kwargs)
         loss = result[0].double()
         self._scored.append(torch.stack([loss * tokens.to(loss.device), tokens.to(loss)]))
         return result
+
+    def _mask_repeats(self, labels_BL: torch.Tensor) -> None:
+        """Leave out of the loss the rows that accelerate repeats to give every process a whole last batch."""
+        batches = self.accelerator.gradient_state
+        if self.accelerator.num_processes > 1 and batches.end_of_dataloader and batches.remainder > 0:
+            own = batches.remainder - self.accelerator.process_index * len(labels_BL)
+            labels_BL[max(own, 0) :] = -100
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the model card to the export."""
@@ -76,6 +87,7 @@ class RunTrainer(SFTTrainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
         if best := self.state.best_global_step:  # transformers knows it by the name it is written under
             self.state.best_model_checkpoint = str(self.run.step_folder(best))
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
         if self.args.should_save:
             written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             self.state.save_to_json(str(written / "trainer_state.json"))
@@ -97,6 +109,11 @@ def read_state(checkpoint: Path) -> TrainerState:
     """Read where a run was when it saved a checkpoint."""
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state
+
+
+def last_logged(state: TrainerState, key: str) -> int:
+    """Return the last logged value of a count, 0 if there is none."""
+    return int(next((log[key] for log in reversed(state.log_history) if key in log), 0))
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

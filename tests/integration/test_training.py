@@ -1,5 +1,6 @@
 """Runs through the command line's entry: cut, resumed, evaluated, failed and repeated."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -259,3 +260,46 @@ def test_a_sweep_hands_each_held_out_loss_to_its_sweeper(chats, tiny, tmp_path, 
     assert main(words) == 0
     runs = [tmp_path / "outputs" / f"swept-seed_{seed}" for seed in (1, 2)]
     assert returned == [losses(run, "eval_loss")[-1] for run in runs]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(train, chats, capsys):
+    words = [
+        "trainer.learning_rate=1e30",
+        "trainer.max_grad_norm=0",
+        "trainer.max_steps=40",
+        "trainer.save_steps=1000",
+    ]
+    run = train(*words_for(chats, "lost", *words), code=1)
+    assert "loss is nan at step" in capsys.readouterr().err
+    assert len(losses(run)) < 10
+    assert (status(run)["state"], (run / "merged").exists()) == ("failed", False)
+
+
+def test_counts_of_tokens_go_on_after_a_resume(train, chats, monkeypatch):
+    whole = train(*words_for(chats, "whole"))
+    with monkeypatch.context() as patch:
+        cut_after(patch, step=3)
+        cut = train(*words_for(chats, "cut"), code=130)
+    train(*words_for(chats, "cut"))
+    assert losses(cut, "num_tokens") == losses(whole, "num_tokens")
+
+
+def test_a_launchers_precision_does_not_change_ours(train, chats, monkeypatch):
+    plain = train(*words_for(chats, "plain"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    other = train(*words_for(chats, "other"))
+    assert_same_tensors(other / "adapter", plain / "adapter")
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_later(train, chats, monkeypatch, capsys):
+    whole = train(*words_for(chats, "whole"))
+
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gemma_ft.training.trainer.check_weights", full)
+        train(*words_for(chats, "cut"), code=1)
+    assert "does not fit on its disk. Free some space" in capsys.readouterr().err
+    cut = train(*words_for(chats, "cut"))
+    assert_same_tensors(cut / "adapter", whole / "adapter")

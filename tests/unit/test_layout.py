@@ -46,6 +46,12 @@ def test_one_process_sees_one_gpu_and_many_see_theirs(launcher):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
+def test_a_launcher_that_asks_for_another_engine_is_refused(launcher, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="cannot use the launcher's ACCELERATE_USE_FSDP"):
+        resolve_layout(config())
+
+
 def test_what_the_launcher_did_must_fit_the_layout(launcher):
     with pytest.raises(ConfigError, match=r"parallel=ddp needs one process a GPU\. Start it with: torchrun"):
         resolve_layout(config("ddp"))

@@ -40,6 +40,11 @@ def test_what_was_asked_for_is_kept():
     assert (precision.dtype, precision.attention) == (Dtype.bf16, Attention.eager)
 
 
+def test_flash_attention_is_not_taken_for_fp32():
+    precision = resolve_precision(ModelConfig(dtype=Dtype.fp32), GEMMA_1, H100)
+    assert precision.attention is Attention.sdpa
+
+
 @pytest.mark.parametrize(
     ("model", "family", "device", "message"),
     [
