@@ -70,7 +70,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if first in _COMMANDS:
         return _run(first, words[1:])
-    if "=" not in first and first[0] not in "-+~":
+    if "=" not in first and first[:1] not in ("-", "+", "~"):
         raise _unknown_command(first)
     return _run("train", words)
 

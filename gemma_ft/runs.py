@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -80,7 +81,12 @@ class RunFolder:
         if not self.status.is_file():
             return None
         content = read_json(self.status)
-        return Status(State(content["state"]), Stage(content["stage"]), content.get("reason"))
+        try:
+            return Status(State(content["state"]), Stage(content["stage"]), content.get("reason"))
+        except (KeyError, ValueError) as error:
+            raise RunError(
+                f"{self.status} says {content}, which is no status. Start anew with --overwrite."
+            ) from error
 
     def write_status(self, state: State, stage: Stage, reason: str | None = None) -> None:
         """Record how the run stands."""
@@ -109,10 +115,9 @@ class RunFolder:
         if not self.metrics.is_file():
             return
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
+            with suppress(json.JSONDecodeError):
+                if isinstance(record := json.loads(line), dict):
+                    yield record
 
     def held_out_losses(self) -> list[float]:
         """List the losses on the held-out rows, from before training to its end."""
@@ -186,7 +191,9 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: The file is not readable JSON.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
     except ValueError as error:
         raise RunError(
             f"{path} is not readable JSON ({error}). Restore it, or start anew with --overwrite."

@@ -2,13 +2,10 @@
 
 from gemma_ft.commands.arguments import CommandParser
 
-_ALLOWED = ("export", "export.", "model.path=", "model.revision=")
-
 
 def run(argv: list[str]) -> int:
     """Export a trained run and print where it is."""
     arguments = build_parser().parse_args(argv)
-    _check_overrides(arguments.overrides)
 
     from gemma_ft.exporting.run import export
 
@@ -32,15 +29,3 @@ def build_parser() -> CommandParser:
         help="export.* keys; model.path=... where the base has moved",
     )
     return parser
-
-
-def _check_overrides(overrides: list[str]) -> None:
-    from gemma_ft.errors import ConfigError
-
-    problems = [
-        f"{word} cannot change a run that is trained. Only export.* and model.path can be given here."
-        for word in overrides
-        if not word.startswith(_ALLOWED)
-    ]
-    if problems:
-        raise ConfigError(*problems)

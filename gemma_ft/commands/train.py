@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gemma_ft.commands.arguments import CommandParser
+from gemma_ft.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemma_ft.config.schema import RunConfig
@@ -24,6 +25,10 @@ def run(argv: list[str]) -> int:
     from gemma_ft.config.compose import compose, config_yaml, sweep
 
     train: Callable[[RunConfig], float | None] = partial(_train, overwrite=arguments.overwrite)
+    if arguments.multirun and (arguments.cfg or arguments.info or arguments.hydra_help):
+        raise ConfigError(
+            "--multirun trains; it cannot be asked for a page at once. Take one of the two out."
+        )
     flags = _hydra_flags(arguments)
     if flags:
         sweep(arguments.overrides, train, flags=flags, config_dir=arguments.config_dir)

@@ -22,7 +22,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option, conf_dir
 from gemma_ft.config.checks import check_config
-from gemma_ft.config.deltas import check_delta, is_whole_run
+from gemma_ft.config.deltas import check_delta, check_whole_run, is_whole_run
 from gemma_ft.config.naming import build_name, swept_values
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.shelf import Shelf, accept
@@ -50,13 +50,14 @@ def compose(*overrides: str, config_dir: str | None = None) -> RunConfig:
 
 
 def load_config(path: str | os.PathLike[str], *overrides: str) -> RunConfig:
-    """Read a run folder's config.yaml as it is, without today's defaults, and change what the words say.
+    """Read a run folder's config.yaml as it is, and change what the words say.
 
     Only the words are checked: what the run was made with may be gone from this machine.
 
     Raises:
         ConfigError: With every problem of the file's keys and of the words.
     """
+    check_whole_run(path, _read_yaml(Path(path)))
     shelf = Shelf(None, _read_yaml, _GRAMMAR)
     checked = shelf.check(overrides)
     with _one_line_errors(checked.problems):

@@ -1,11 +1,13 @@
 """Check the keys of a recipe or option file, and put its defaults list into the one form that Hydra takes."""
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option
 from gemma_ft.config.choices import Options, unknown_choice
 from gemma_ft.config.keys import advice, fit, key_types
+from gemma_ft.errors import ConfigError
 
 _DISCRIMINATOR = "method"
 
@@ -56,6 +58,16 @@ def named_in_defaults(content: Any, group: str) -> list[tuple[str, str]]:
 def is_whole_run(content: Any) -> bool:
     """Tell a run folder's config.yaml, which leaves nothing to the defaults, from a recipe."""
     return isinstance(content, Mapping) and all(isinstance(content.get(group), Mapping) for group in GROUPS)
+
+
+def check_whole_run(path: str | os.PathLike[str], content: Any) -> None:
+    """Refuse a config.yaml that the defaults would have to complete.
+
+    Raises:
+        ConfigError: It lacks a section.
+    """
+    if not is_whole_run(content):
+        raise ConfigError(f"{path} is no config of a whole run. Restore it, or train again.")
 
 
 def _group_of(said: Any) -> str:

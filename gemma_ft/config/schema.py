@@ -1,5 +1,6 @@
 """The typed configuration of a run: every key with its type, its default and what it means."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -126,8 +127,10 @@ class AdapterConfig:
         found = []
         if self.rank < 1:
             found.append(f"adapter.rank={self.rank} must be at least 1. Use 8 to 64.")
-        if self.alpha <= 0:
-            found.append(f"adapter.alpha={self.alpha} must be above 0. Use the rank, or twice the rank.")
+        if not 0 < self.alpha < math.inf:
+            found.append(
+                f"adapter.alpha={self.alpha} must be above 0 and finite. Use the rank, or twice the rank."
+            )
         if not 0 <= self.dropout < 1:
             found.append(f"adapter.dropout={self.dropout} must be at least 0 and below 1. Use 0.05.")
         found += [

@@ -1,5 +1,6 @@
 """Turn a composed config into the values that the program works with, and back into plain ones for a file."""
 
+import os
 from dataclasses import asdict, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -9,11 +10,14 @@ from gemma_ft.config.schema import RunConfig
 
 
 def to_tidy(config: RunConfig) -> RunConfig:
-    """Give sequences their declared type and write out `~` in paths; changes the config and returns it."""
+    """Give sequences their declared type and write paths out; changes the config and returns it."""
     _make_tuples(config)
     for section in (config.model, config.dataset, config.adapter):
         if section.path is not None and section.path.startswith("~"):
             section.path = str(Path(section.path).expanduser())
+    for section in (config.model, config.adapter):  # a run folder must find them from anywhere
+        if section.path is not None and os.path.isdir(section.path):
+            section.path = os.path.abspath(section.path)
     if config.output_dir.startswith("~"):
         config.output_dir = str(Path(config.output_dir).expanduser())
     return config

@@ -85,7 +85,7 @@ class TrainerConfig:
             if (value := getattr(self, key)) is not None and not 0 < value < math.inf
         ]
         found += [
-            f"trainer.{key}={value} must not be negative. Give 0 or more."
+            f"trainer.{key}={value} must not be negative. Give a finite number, 0 or more."
             for key in _NOT_NEGATIVE
             if (value := getattr(self, key)) is not None and not 0 <= value < math.inf
         ]

@@ -119,6 +119,8 @@ class _Checker:
             before = ",".join(self.checked.choices[group])
             return f"{group}={raw} is the second choice of {group}, after {group}={before}. Keep one of them."
         reading = self._reading(raw)
+        if not reading.valid:  # a name that is no word of Hydra's grammar, like a path with an accent
+            reading = Reading(valid=True, values=(raw,))
         if reading.swept and not self.multirun:
             return f"{group}={raw} names several. Add --multirun to run each of them, or keep one."
         if reading.swept and not reading.values:
@@ -130,7 +132,9 @@ class _Checker:
         if problems:
             return "\n".join(problems)
         self.checked.choices[group] = [name for name, _ in found if name != "null"]
-        self._accept(group, ",".join(name for name, _ in found), swept=reading.swept)
+        if self.checked.choices[group]:  # recipe=null is no recipe
+            names = ",".join(self._written(name) for name in self.checked.choices[group])
+            self._accept(group, names, swept=reading.swept)
         return None
 
     def _find_choice(self, group: str, value: Any) -> tuple[str, str | None]:

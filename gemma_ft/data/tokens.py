@@ -166,6 +166,11 @@ def _as_ordinary_text(tokenizer: "PreTrainedTokenizerFast") -> Iterator[Any]:
             backend.enable_padding(**before[2])
 
 
+def text_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
+    """Turn plain text into the ids that the model goes on from, as a row of plain text begins."""
+    return encode_batch([Text(text)], tokenizer, LossTarget.all, max_length=1 << 62)[0].input_ids[:-1]
+
+
 def prompt_ids(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Turn messages into the ids that the model goes on from: the template, then the head of its own turn.
 

@@ -1,12 +1,13 @@
 """Answers from the base, the adapter or the merged model of a run."""
 
+import math
 import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import ModelConfig, QuantizationConfig
-from gemma_ft.errors import RunError
+from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.families import END_OF_TURN
 from gemma_ft.runs import RunFolder, open_run, read_json
 
@@ -45,10 +46,23 @@ def generate(
     Raises:
         GemmaFTError: There is no such run or model, or the run has no such part.
     """
+    _check_request(prompt, max_new_tokens, temperature)
     model, tokenizer = load_for_answers(run, Which(which))
     if raw is None:
         raw = learned_plain_text(run if isinstance(run, RunFolder) else RunFolder(run))
     return answer(model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, raw=raw)
+
+
+def _check_request(prompt: str, max_new_tokens: int, temperature: float) -> None:
+    problems = []
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        problems.append("prompt= is no readable text. Type it in UTF-8.")
+    if max_new_tokens < 1:
+        problems.append(f"--max-new-tokens={max_new_tokens} answers nothing. Give at least 1.")
+    if not 0 <= temperature < math.inf:
+        problems.append(f"--temperature={temperature} must be 0 or above. 0 takes the likeliest token.")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def learned_plain_text(run: RunFolder) -> bool:
@@ -85,8 +99,13 @@ def load_for_answers(
     model, tokenizer = _load(folder.pin(base), config.quantization)
     if part == folder.adapter:
         from peft import PeftModel
+        from safetensors import SafetensorError
 
-        model = PeftModel.from_pretrained(model, part)
+        try:
+            model = PeftModel.from_pretrained(model, part, local_files_only=True)
+        except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{part} is no whole adapter ({reason}). Train again with --overwrite.") from error
     return model, tokenizer
 
 
@@ -140,11 +159,9 @@ def answer(
     """Let a loaded model answer, and leave it in the mode it was in."""
     import torch
 
-    from gemma_ft.data.tokens import prompt_ids
+    from gemma_ft.data.tokens import prompt_ids, text_ids
 
-    ids = [tokenizer.bos_token_id, *tokenizer.encode(prompt, add_special_tokens=False)]
-    if not raw:
-        ids = prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
+    ids = text_ids(tokenizer, prompt) if raw else prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
     prompt_BL = torch.tensor([ids], device=model.device)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature > 0:

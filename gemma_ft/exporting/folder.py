@@ -17,6 +17,7 @@ from gemma_ft.exporting.shards import copy_file, write_text
 from gemma_ft.exporting.tensor_files import FLOAT_NAMES, read_json
 from gemma_ft.exporting.tokenizer_files import (
     TEMPLATE_FILE,
+    TOKENIZER_FILES,
     has_chat_template,
     special_token_ids,
     tokenizer_files,
@@ -65,14 +66,18 @@ def _check_destination(destination: Path, base: Path, trained: Path) -> None:
                 f"{destination} overlaps {source}, which is only read. Export to another folder."
             )
     if destination.exists() and not _replaceable(destination):
-        raise ExportError(f"{destination} exists and is no exported checkpoint. Export to another folder.")
+        raise ExportError(
+            f"{destination} exists and is no exported checkpoint alone. Move it, or what is yours, away."
+        )
 
 
 def _replaceable(folder: Path) -> bool:
-    """Say whether a folder is empty or an earlier export, and so may be lost."""
+    """Say whether a folder holds nothing but what an export writes, and so may be lost."""
     if not folder.is_dir():
         return False
-    return (folder / "config.json").is_file() or not any(folder.iterdir())
+    own = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README.md", "NOTICE"}
+    names = [path.name for path in folder.iterdir()]
+    return all(name in own or name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
 
 
 @contextmanager

@@ -2,17 +2,20 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import ExportMethod, RunConfig
-from gemma_ft.errors import RunError
+from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.exporting.card import Origin
 from gemma_ft.exporting.folder import export_checkpoint
 from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json
 
 logger = logging.getLogger("gemma_ft")
+
+_ALLOWED = ("export=", "export.", "model.path=")
 
 
 def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
@@ -29,6 +32,7 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
         GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
     """
     folder = run if isinstance(run, RunFolder) else open_run(run)
+    _check_overrides(overrides)
     config = load_config(folder.config, *overrides)
     if config.export.method is ExportMethod.none:
         config.export.method = ExportMethod.merged
@@ -37,6 +41,18 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     if status is not None and status.stage in (Stage.trained, Stage.exporting):
         folder.write_status(State.finished, Stage.finished)
     return merged
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    problems = [
+        f"{word} cannot change a run that is trained. Only export.* and model.path can be given here."
+        for word in overrides
+        if not word.startswith(_ALLOWED)
+    ]
+    if "export=none" in overrides:
+        problems.append("export=none exports nothing. Leave it out.")
+    if problems:
+        raise ConfigError(*problems)
 
 
 def export_run(run: RunFolder, config: RunConfig) -> Path:

@@ -11,7 +11,7 @@ from gemma_ft.exporting.tensor_files import read_json
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 TEMPLATE_FILE = "chat_template.jinja"
-_FILES = (
+TOKENIZER_FILES = (
     *_TOKENIZERS,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,7 +28,7 @@ def tokenizer_files(base: Path) -> list[str]:
     Raises:
         ExportError: It has none.
     """
-    names = [name for name in _FILES if (base / name).is_file()]
+    names = [name for name in TOKENIZER_FILES if (base / name).is_file()]
     if not set(names) & set(_TOKENIZERS):
         raise ExportError(f"{base} has neither tokenizer.json nor tokenizer.model. Use a whole checkpoint.")
     return names

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError, TrainingError
-from gemma_ft.runs import RunFolder, Stage, State, Status, identity
+from gemma_ft.runs import RunFolder, Stage, State, identity
 from gemma_ft.training.layout import Layout
 
 logger = logging.getLogger("gemma_ft")
@@ -28,7 +28,7 @@ def begin_run(run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: b
             raise RunError(
                 f"--overwrite cannot move {run.path} under a launcher. Rename the folder yourself."
             )
-        logger.info("%s is now %s", run.path, run.set_aside())
+        return Stage.data  # the folder is moved once the new run is known to work
     status = run.read_status()
     if status is None:
         if layout.writes and run.path.is_dir() and any(run.path.iterdir()):
@@ -39,7 +39,7 @@ def begin_run(run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: b
     if not _has_trained(run):
         return Stage.data
     _check_identity(run, config)
-    if status.stage in (Stage.trained, Stage.exporting):
+    if status.stage in (Stage.trained, Stage.exporting) and run.trained.is_dir():
         return Stage.trained
     return status.stage if status.stage is Stage.finished else Stage.data
 
@@ -93,6 +93,6 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
-    if layout.writes and run.status.is_file():
-        stage = (run.read_status() or Status(state, Stage.data)).stage
-        run.write_status(state, stage, reason)
+    status = run.read_status() if layout.writes else None
+    if status is not None and status.state is State.running:  # else this run has not opened the folder yet
+        run.write_status(state, status.stage, reason)

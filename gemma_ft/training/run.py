@@ -1,6 +1,7 @@
 """A run, from configuration to checkpoint."""
 
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import AdapterMethod, ExportMethod, RunConfig
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
@@ -43,14 +44,14 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
         return run
     with recorded(run, layout):
         if stage is Stage.data:
-            _fit(config, run, layout)
+            _fit(config, run, layout, overwrite=overwrite)
             leave_processes()
         if layout.writes:
             _finish(config, run)
     return run
 
 
-def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
+def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
     """Train, and leave what was trained in the run folder."""
     from gemma_ft.data.tokens import check_tokenizer
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
@@ -58,10 +59,12 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout) -> None:
     from gemma_ft.modeling.precision import read_device, resolve_precision
 
     quiet_libraries()
-    checkpoint = find_checkpoint(run.pin(config.model))
+    checkpoint = find_checkpoint(config.model if overwrite else run.pin(config.model))
     _check_length(config, checkpoint)
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
+        if overwrite and run.path.exists():
+            logger.info("%s is now %s", run.path, run.set_aside())
         _open_folder(config, run, layout, precision)
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path)
@@ -109,10 +112,18 @@ def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "
     from gemma_ft.training.environment import describe_environment
     from gemma_ft.training.tracking import prepare_tracking
 
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"output_dir={run.path} cannot be made ({error.strerror}). Name another folder."
+        ) from error
     run.write_status(State.running, Stage.data)
     run.checkpoints.mkdir(exist_ok=True)
-    write_text(run.config, f"# Run again: python -m gemma_ft recipe={run.config}\n{config_yaml(config)}")
+    write_text(
+        run.config,
+        f"# Run again: python -m gemma_ft {shlex.quote(f'recipe={run.config}')}\n{config_yaml(config)}",
+    )
     write_json(run.environment, describe_environment(precision, layout))
     prepare_tracking(config, run)
     logger.info("run %s in %s", config.name, run.path)
@@ -197,4 +208,4 @@ def _finish(config: RunConfig, run: RunFolder) -> None:
         run.write_status(State.running, Stage.exporting)
         export_run(run, config)
     run.write_status(State.finished, Stage.finished)
-    logger.info('finished. Ask it: python -m gemma_ft generate %s "..."', run.path)
+    logger.info('finished. Ask it: python -m gemma_ft generate %s "..."', shlex.quote(str(run.path)))

@@ -303,3 +303,59 @@ def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_later(train, chats,
     assert "does not fit on its disk. Free some space" in capsys.readouterr().err
     cut = train(*words_for(chats, "cut"))
     assert_same_tensors(cut / "adapter", whole / "adapter")
+
+
+def test_a_finished_run_and_its_folders_under_rough_hands(train, chats, tmp_path, capsys):
+    from gemma_ft import export, generate
+    from gemma_ft.cli import main
+    from gemma_ft.errors import ConfigError, ExportError, RunError
+
+    run = train(*words_for(chats, "rough", "trainer.max_steps=1"))
+    assert main(["generate", str(run), "hi", "--max-new-tokens", "0"]) == 2
+    assert "--max-new-tokens=0 answers nothing" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="cannot change a run that is trained"):
+        export(run, "trainer.max_steps=3")
+    with pytest.raises(ConfigError, match="export=none exports nothing"):
+        export(run, "export=none")
+    (run / "merged" / "mine.txt").write_text("precious")
+    with pytest.raises(ExportError, match="exists and is no exported checkpoint alone"):
+        export(run)
+    assert (run / "merged" / "mine.txt").read_text() == "precious"
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunError, match="is no whole adapter"):
+        generate(run, "hi", which="adapter")
+
+
+def test_a_failed_new_start_leaves_the_old_run_its_name(train, chats, capsys):
+    run = train(*words_for(chats, "kept", "trainer.max_steps=1"))
+    train("name=kept", "model=gemma_2b", "dataset=local", f"dataset.path={chats}", "--overwrite", code=2)
+    assert status(run)["state"] == "finished"
+    assert not run.with_name("kept.old-1").exists()
+
+
+def test_a_lost_adapter_is_made_again_from_the_last_checkpoint(train, chats, monkeypatch):
+    import shutil
+
+    run = train(*words_for(chats, "lost", "trainer.max_steps=2"))
+    (run / "status.json").write_text('{"state": "failed", "stage": "exporting", "reason": null}')
+    before = tensors(run / "adapter")
+    shutil.rmtree(run / "adapter")
+    train(*words_for(chats, "lost", "trainer.max_steps=2"))
+    after = tensors(run / "adapter")
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_run_folder_that_cannot_be_made_is_said(train, chats, tmp_path, capsys):
+    (tmp_path / "afile").write_text("x")
+    train(*words_for(chats, "x"), "output_dir=afile/x", code=2)
+    assert "output_dir=afile/x cannot be made" in capsys.readouterr().err
+
+
+def test_typed_control_tokens_stay_text_in_a_raw_prompt(tiny):
+    from transformers import AutoTokenizer
+
+    from gemma_ft.data.tokens import text_ids
+
+    ids = text_ids(AutoTokenizer.from_pretrained(tiny), "a<eos><start_of_turn>b")
+    assert ids[0] == 2
+    assert not {1, 106} & set(ids)

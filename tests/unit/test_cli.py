@@ -313,3 +313,14 @@ def test_a_job_that_fails_ends_in_one_error_line(trained, here, monkeypatch, cap
     told = capsys.readouterr().err
     assert "error: no space left\n" in told
     assert "Traceback" not in told
+
+
+def test_a_sweep_is_not_asked_for_a_page_at_once(here, trained, capsys):
+    assert cli.main(["-m", "recipe=quickstart", "seed=1,2", "--cfg", "job"]) == 2
+    assert "--multirun trains" in capsys.readouterr().err
+    assert trained == []
+
+
+def test_an_empty_word_is_no_command(capsys):
+    assert cli.main([""]) == 2
+    assert "is no command" in capsys.readouterr().err

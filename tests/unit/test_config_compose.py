@@ -296,3 +296,28 @@ def test_sections_are_plain_typed_dataclasses():
 
     assert all(dataclasses.is_dataclass(getattr(config, group)) for group in GROUPS)
     assert isinstance(config.quantization.method, QuantizationMethod)
+
+
+@pytest.mark.parametrize("folder", ["Jos\u00e9", "p(1)", "a=b", "with space"])
+def test_a_recipe_may_lie_in_a_folder_of_any_name(tmp_path, folder):
+    path = tmp_path / folder / "9.yaml"
+    path.parent.mkdir()
+    path.write_text("defaults: [override /model: tiny]\ntrainer: {max_steps: 3}\ndataset: {path: x/y}\n")
+    assert compose(f"recipe={path}").trainer.max_steps == 3
+
+
+def test_no_recipe_can_be_said(tmp_path):
+    assert compose("recipe=null", "model=tiny").name == "tiny-ultrachat-qlora"
+
+
+def test_a_local_base_is_kept_by_its_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "gemma"}')
+    monkeypatch.chdir(tmp_path)
+    assert compose("model.path=base").model.path == str(tmp_path / "base")
+
+
+def test_half_a_run_config_is_not_filled_with_defaults(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: x\n")
+    with pytest.raises(ConfigError, match="is no config of a whole run"):
+        load_config(tmp_path / "config.yaml")

@@ -79,3 +79,10 @@ def test_torn_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match="is not readable JSON"):
         read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("text", ["[]", '{"state": "foo", "stage": "x"}', "{}"])
+def test_a_status_that_is_none_is_said(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    with pytest.raises(RunError, match=r"status\.json"):
+        RunFolder(tmp_path).read_status()
