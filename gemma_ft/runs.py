@@ -2,14 +2,15 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from gemma_ft.config.schema import ModelConfig, RunConfig
+from gemma_ft.config.schema import ModelConfig
 from gemma_ft.errors import RunError
 
 
@@ -41,20 +42,6 @@ class Status:
     reason: str | None = None
 
 
-NOT_IDENTITY = (
-    "name",
-    "output_dir",
-    "export",
-    "tracking",
-    "trainer.logging_steps",
-    "trainer.save_steps",
-    "trainer.save_total_limit",
-    "trainer.sample_prompt",
-    "trainer.sample_tokens",
-)
-"""Keys that do not change the trained weights, and so may change while a run goes on."""
-
-
 class RunFolder:
     """One run on disk: paths, and the small files that say how it stands."""
 
@@ -70,11 +57,45 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
         self.merged = self.path / "merged"
+        self._lock: TextIO | None = None
 
     @property
     def trained(self) -> Path:
         """The folder of what was trained: the adapter, or the model of a full fine-tune."""
         return self.adapter if self.adapter.is_dir() else self.model
+
+    @property
+    def locked(self) -> bool:
+        """Whether this process has the folder for itself."""
+        return self._lock is not None
+
+    def lock(self) -> None:
+        """Keep other processes from writing here; the system lets go when this one ends, however it ends.
+
+        Raises:
+            RunError: Another process is writing here.
+        """
+        if self.locked or sys.platform == "win32":
+            return
+        import fcntl
+
+        handle = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.close()
+            raise RunError(
+                f"{self.path} is in use by another process. Wait for it or stop it, or give name=..."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Let other processes write here again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def read_status(self) -> Status | None:
         """Read how the run stands, or None where no run has begun."""
@@ -162,26 +183,6 @@ def open_run(path: str | os.PathLike[str]) -> RunFolder:
             f"{path} is no run folder: it has no config.yaml. Give the folder of a run, like outputs/x."
         )
     return run
-
-
-def identity(config: RunConfig) -> dict[str, Any]:
-    """Return every key that changes the trained weights, with its value."""
-    flat = _flatten(asdict(config))
-    return {
-        key: value
-        for key, value in flat.items()
-        if key not in NOT_IDENTITY and key.partition(".")[0] not in NOT_IDENTITY
-    }
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -36,7 +36,11 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     config = load_config(folder.config, *overrides)
     if config.export.method is ExportMethod.none:
         config.export.method = ExportMethod.merged
-    merged = export_run(folder, config)
+    folder.lock()
+    try:
+        merged = export_run(folder, config)
+    finally:
+        folder.unlock()
     status = folder.read_status()
     if status is not None and status.stage in (Stage.trained, Stage.exporting):
         folder.write_status(State.finished, Stage.finished)

@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError, TrainingError
-from gemma_ft.runs import RunFolder, Stage, State, identity
+from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.training.identity import identity
 from gemma_ft.training.layout import Layout
 
 logger = logging.getLogger("gemma_ft")
@@ -75,7 +76,7 @@ def recorded(run: RunFolder, layout: Layout) -> Iterator[None]:
         _record(run, layout, State.interrupted, "interrupted from the keyboard")
         raise
     except BaseException as error:
-        if layout.writes:  # what was being written fills the disk, perhaps
+        if layout.writes and run.locked:  # what was being written fills the disk, perhaps
             shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
         with suppress(OSError):
             _record(run, layout, State.failed, f"{type(error).__name__}: {error}")
@@ -84,6 +85,8 @@ def recorded(run: RunFolder, layout: Layout) -> Iterator[None]:
                 f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
             ) from error
         raise
+    finally:
+        run.unlock()
 
 
 def _disk_is_full(error: BaseException) -> bool:
@@ -93,6 +96,6 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
-    status = run.read_status() if layout.writes else None
-    if status is not None and status.state is State.running:  # else this run has not opened the folder yet
+    status = run.read_status() if layout.writes and run.locked else None
+    if status is not None:
         run.write_status(state, status.stage, reason)

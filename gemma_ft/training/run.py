@@ -43,6 +43,8 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
         logger.info("%s is finished. Train anew with --overwrite, or keep both with name=...", run.path)
         return run
     with recorded(run, layout):
+        if stage is Stage.trained and layout.writes:
+            run.lock()
         if stage is Stage.data:
             _fit(config, run, layout, overwrite=overwrite)
             leave_processes()
@@ -64,6 +66,8 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
         if overwrite and run.path.exists():
+            run.lock()  # nobody else may be at work in it
+            run.unlock()
             logger.info("%s is now %s", run.path, run.set_aside())
         _open_folder(config, run, layout, precision)
     tokenizer = load_tokenizer(checkpoint)
@@ -118,6 +122,7 @@ def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "
         raise RunError(
             f"output_dir={run.path} cannot be made ({error.strerror}). Name another folder."
         ) from error
+    run.lock()
     run.write_status(State.running, Stage.data)
     run.checkpoints.mkdir(exist_ok=True)
     write_text(

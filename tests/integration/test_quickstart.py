@@ -80,7 +80,7 @@ def test_nothing_is_said_that_a_user_can_do_nothing_about(finished):
 
 
 def test_the_run_folder_holds_what_later_steps_need(run):
-    names = {path.name for path in run.iterdir()}
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "adapter",
         "checkpoints",

@@ -359,3 +359,22 @@ def test_typed_control_tokens_stay_text_in_a_raw_prompt(tiny):
     ids = text_ids(AutoTokenizer.from_pretrained(tiny), "a<eos><start_of_turn>b")
     assert ids[0] == 2
     assert not {1, 106} & set(ids)
+
+
+def test_two_processes_cannot_write_one_run(train, chats, capsys):
+    from gemma_ft.runs import RunFolder
+
+    run = train(*words_for(chats, "shared", "trainer.max_steps=1"))
+    before = (run / "status.json").read_text()
+    other = RunFolder(run)
+    other.lock()
+    for words in (["--overwrite"], ["trainer.learning_rate=1e-3", "--overwrite"]):
+        train(*words_for(chats, "shared", "trainer.max_steps=1"), *words, code=2)
+        assert "is in use by another process" in capsys.readouterr().err
+    (run / "status.json").write_text('{"state": "running", "stage": "trained", "reason": null}')
+    train(*words_for(chats, "shared", "trainer.max_steps=1"), code=2)
+    assert "is in use by another process" in capsys.readouterr().err
+    assert status(run)["state"] == "running"  # it is the other's to say
+    other.unlock()
+    train(*words_for(chats, "shared", "trainer.max_steps=1"))
+    assert (run / "status.json").read_text() == before

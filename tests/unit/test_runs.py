@@ -4,7 +4,8 @@ import pytest
 
 from gemma_ft.config.schema import ModelConfig, RunConfig
 from gemma_ft.errors import RunError
-from gemma_ft.runs import RunFolder, Stage, State, identity, open_run, read_json, write_json, write_text
+from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json, write_json, write_text
+from gemma_ft.training.identity import identity
 
 
 def test_status_comes_back_as_it_was_written(tmp_path):
