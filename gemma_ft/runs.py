@@ -150,9 +150,12 @@ class RunFolder:
         Args:
             logged: How many lines had been logged when it was saved; samples are not counted. 0 drops all.
         """
-        records = self.read_metrics() if logged else []
-        lines = [record for record in records if "sample" not in record][:logged]
-        kept = [record for record in records if record in lines or record.get("sample") == "before"]
+        kept, seen = [], 0
+        for record in self._metric_lines() if logged else ():
+            if "sample" not in record:
+                seen += 1
+            if seen <= logged and record.get("sample") != "after":
+                kept.append(record)
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def pin(self, model: ModelConfig) -> ModelConfig:

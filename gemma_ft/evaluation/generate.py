@@ -93,9 +93,8 @@ def load_for_answers(
     part = _choose(folder, which)
     if part in (folder.merged, folder.model):
         return _load(ModelConfig(path=str(part)), QuantizationConfig())
-    base = ModelConfig(
-        path=config.model.path, revision=config.model.revision
-    )  # precision goes by this machine
+    # Without the run's dtype and attention: precision goes by this machine.
+    base = ModelConfig(path=config.model.path, revision=config.model.revision)
     model, tokenizer = _load(folder.pin(base), config.quantization)
     if part == folder.adapter:
         from peft import PeftModel
