@@ -8,7 +8,7 @@ from gemma_ft.config.model_files import find_model_problems, look_at_model
 from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod, RunConfig
 from gemma_ft.errors import ConfigError
 
-_MAY_BE_EMPTY = ("trainer.sample_prompt",)
+_MAY_BE_EMPTY = ("trainer.sample_prompt", "dataset.path")
 
 
 def check_config(config: RunConfig) -> None:

@@ -23,15 +23,15 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option, conf_dir
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.deltas import check_delta, check_whole_run, is_whole_run
+from gemma_ft.config.grammar import Grammar, Reading
 from gemma_ft.config.naming import build_name, swept_values
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.shelf import Shelf, accept
 from gemma_ft.config.tidy import to_plain, to_tidy
-from gemma_ft.config.words import Checked, Grammar, Reading
+from gemma_ft.config.words import Checked
 from gemma_ft.errors import ConfigError
 
-_PRIMARY = "config"
-_HYDRA_VERSION = "1.3"
+_PRIMARY, _HYDRA_VERSION = "config", "1.3"
 _MOST_JOBS_CHECKED = 64
 
 

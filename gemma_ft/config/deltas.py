@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_ft.config.catalog import GROUPS, RECIPE, Option
 from gemma_ft.config.choices import Options, unknown_choice
-from gemma_ft.config.keys import advice, fit, key_types
+from gemma_ft.config.keys import advice, fit, is_section, key_type
 from gemma_ft.errors import ConfigError
 
 _DISCRIMINATOR = "method"
@@ -81,13 +81,13 @@ def _check_section(
         key = f"{prefix}{name}"
         if key in GROUPS and not isinstance(value, Mapping):
             problems.append(_misplaced_choice(key, value))
-        elif key in GROUPS:
+        elif key in GROUPS or (is_section(key) and isinstance(value, Mapping)):
             yield name, dict(_check_section(value, f"{key}.", problems, is_recipe=is_recipe))
         elif "." in str(name):
             problems.append(
                 f"{key} joins keys by dots, which a file does not read. Write one key inside the other."
             )
-        elif key not in key_types():
+        elif key_type(key) is None:
             problems.append(f"{key} is no key of a run. {advice(key)}")
         elif is_recipe and key.endswith("." + _DISCRIMINATOR):
             problems.append(_misplaced_choice(key.partition(".")[0], value))

@@ -29,7 +29,10 @@ def key_docs() -> list[KeyDoc]:
 
 
 def _section_docs(section: Any, prefix: str) -> Iterator[KeyDoc]:
-    types, docs = get_type_hints(section), _field_docs(section)
+    types = get_type_hints(section)
+    docs: dict[str, str] = {}
+    for kind in reversed(section.__mro__[:-1]):
+        docs |= _field_docs(kind)
     for item in fields(section):
         annotation = types[item.name]
         if is_dataclass(annotation):

@@ -1,98 +1,25 @@
 """Every key of a run: its type, whether a value fits it, and the key that someone meant."""
 
 import difflib
+import re
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gemma_ft.config.catalog import GROUPS, RECIPE
+from gemma_ft.config.rows import MixturePart
 from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.synonyms import INSTEAD, RENAMED
 
 EXTRA = "trainer.extra"
-"""The one open key; whatever stands below it goes to SFTConfig."""
+"""An open key: whatever stands below it goes to SFTConfig."""
 
-_RENAMED = {
-    "lr": "trainer.learning_rate",
-    "batch_size": "trainer.global_batch_size",
-    "train_batch_size": "trainer.global_batch_size",
-    "per_device_train_batch_size": "trainer.micro_batch_size",
-    "per_device_batch_size": "trainer.micro_batch_size",
-    "micro_batch": "trainer.micro_batch_size",
-    "epochs": "trainer.num_train_epochs",
-    "num_epochs": "trainer.num_train_epochs",
-    "steps": "trainer.max_steps",
-    "max_seq_length": "trainer.max_length",
-    "max_seq_len": "trainer.max_length",
-    "seq_length": "trainer.max_length",
-    "seq_len": "trainer.max_length",
-    "block_size": "trainer.max_length",
-    "optimizer": "trainer.optim",
-    "scheduler": "trainer.lr_scheduler_type",
-    "lr_scheduler": "trainer.lr_scheduler_type",
-    "warmup": "trainer.warmup_steps",
-    "warmup_ratio": "trainer.warmup_steps",
-    "grad_clip": "trainer.max_grad_norm",
-    "wd": "trainer.weight_decay",
-    "sample_packing": "trainer.packing",
-    "r": "adapter.rank",
-    "lora_r": "adapter.rank",
-    "lora_rank": "adapter.rank",
-    "lora_alpha": "adapter.alpha",
-    "lora_dropout": "adapter.dropout",
-    "target_modules": "adapter.targets",
-    "lora_target_modules": "adapter.targets",
-    "model_name_or_path": "model.path",
-    "model_name": "model.path",
-    "model_id": "model.path",
-    "base_model": "model.path",
-    "torch_dtype": "model.dtype",
-    "precision": "model.dtype",
-    "attn_implementation": "model.attention",
-    "dataset_name": "dataset.path",
-    "dataset_path": "dataset.path",
-    "dataset_config_name": "dataset.config",
-    "data": "dataset.path",
-    "data_path": "dataset.path",
-    "train_file": "dataset.path",
-    "val_size": "dataset.eval_fraction",
-    "max_train_samples": "dataset.max_rows",
-    "max_samples": "dataset.max_rows",
-    "run_name": "name",
-    "output": "output_dir",
-    "out": "output_dir",
-    "out_dir": "output_dir",
-}
-"""Names of the same thing elsewhere; the value can stay as it is."""
-
-_DERIVED = "It is derived: set trainer.global_batch_size and trainer.micro_batch_size."
-_INSTEAD = {
-    "load_in_4bit": "Type quantization=nf4.",
-    "load_in_8bit": "Type quantization=int8.",
-    "bits": "Type quantization=nf4 (4 bits), int8 or none.",
-    "quant": "Type quantization=nf4, int8 or none.",
-    "lora": "Type adapter=lora.",
-    "peft": "Type adapter=lora.",
-    "use_peft": "Type adapter=lora.",
-    "use_lora": "Type adapter=lora.",
-    "use_dora": "Type adapter=dora.",
-    "use_rslora": "Type adapter=rslora.",
-    "bf16": "Type model.dtype=bf16.",
-    "fp16": "Type model.dtype=fp16.",
-    "wandb": "Type tracking=wandb.",
-    "report_to": "Type tracking=wandb, or tracking=none.",
-    "logger": "Type tracking=wandb, or tracking=none.",
-    "gradient_accumulation_steps": _DERIVED,
-    "grad_accum": _DERIVED,
-    "resume": "The same line again continues an unfinished run.",
-    "resume_from_checkpoint": "The same line again continues an unfinished run.",
-    "overwrite_output_dir": "Type --overwrite.",
-    "trust_remote_code": "A checkpoint's own code is never run.",
-}
-"""What to do where nothing of that name can be set."""
-
+MIXTURE = "dataset.mixture"
+"""An open key: below it stand names, and below each name the keys of a source."""
+_MIXTURE_KEY = re.compile(rf"{re.escape(MIXTURE)}\.(?P<name>[A-Za-z_]\w*)\.(?P<key>[\w.]+)")
 
 _BOOLEANS = {
     "true": True,
@@ -110,6 +37,38 @@ _BOOLEANS = {
 def key_types() -> dict[str, Any]:
     """Return the type of each key that holds a value, by its full name."""
     return dict(_walk(RunConfig, ""))
+
+
+def key_type(key: str) -> Any:
+    """Return the type of a key, those of a mixture's sources included; None: there is no such key."""
+    inner = _MIXTURE_KEY.fullmatch(key)
+    return _part_types().get(inner["key"]) if inner else key_types().get(key)
+
+
+@cache
+def _part_types() -> dict[str, Any]:
+    return dict(_walk(MixturePart, ""))
+
+
+def mixture_word(key: str, values: Sequence[str]) -> str:
+    """Write a key of a mixture's source as Hydra takes it: OmegaConf makes a source only of a whole mapping.
+
+    Args:
+        key: The key.
+        values: What it is set to, in Hydra's grammar; several are a sweep.
+    """
+    names = key.removeprefix(MIXTURE + ".").split(".")
+    head, tail = "".join(f"{{{name}:" for name in names), "}" * len(names)
+    return f"++{MIXTURE}=" + ",".join(head + value + tail for value in values)
+
+
+def is_section(key: str) -> bool:
+    """Tell whether keys stand below a key."""
+    parts = key.split(".")
+    if key.startswith(MIXTURE + "."):
+        below = ".".join(parts[3:])
+        return len(parts) == 3 or any(name.startswith(below + ".") for name in _part_types())
+    return key == MIXTURE or any(name.startswith(key + ".") for name in key_types())
 
 
 def _walk(section: type, prefix: str) -> Iterable[tuple[str, Any]]:
@@ -154,7 +113,7 @@ def fit(key: str, value: Any) -> Any:
     Raises:
         ValueError: It does not fit; the message goes on from `key=value`.
     """
-    annotation = key_types()[key]
+    annotation = key_type(key)
     kind = plain_type(annotation)
     if isinstance(value, str) and "${" in value:
         return value  # resolved later, together with the other keys
@@ -220,15 +179,26 @@ def advice(key: str, value: str | None = None) -> str:
         key: The key as it was typed.
         value: What was typed after `=`; None where no line to type is wanted, as in a file.
     """
+    if key.startswith(MIXTURE):
+        return _mixture_advice(key)
     leaf = key.rsplit(".", 1)[-1].rsplit("/", 1)[-1].lower().replace("-", "_").lstrip("-+~")
-    if leaf in _INSTEAD and not _same_leaf(leaf):
-        return _INSTEAD[leaf]
-    found = _same_leaf(leaf) or ([_RENAMED[leaf]] if leaf in _RENAMED else _nearest(key, leaf))
+    if leaf in INSTEAD and not _same_leaf(leaf):
+        return INSTEAD[leaf]
+    renamed = [RENAMED[leaf]] if leaf in RENAMED else []
+    found = (renamed if leaf == key else []) or _same_leaf(leaf) or renamed or _nearest(key, leaf)
     if not found:
         return "`python -m gemma_ft train --help` lists every key."
     typed = [name if value is None else f"{name}={value}" for name in found]
     verb = "Write" if value is None else "Type"
     return f"{verb} {' or '.join(typed)}."
+
+
+def _mixture_advice(key: str) -> str:
+    *_, last = key.split(".")
+    near = difflib.get_close_matches(last, list(_part_types()), 1)
+    if key.count(".") > 2 and near:
+        return f"Write {key.removesuffix(last)}{near[0]}."
+    return f"Name a source and its key, like {MIXTURE}.mine.path or {MIXTURE}.mine.weight."
 
 
 def _same_leaf(leaf: str) -> list[str]:
@@ -241,5 +211,5 @@ def _nearest(key: str, leaf: str) -> list[str]:
     if close:
         return close
     leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    near = difflib.get_close_matches(leaf, [*leaves, *_RENAMED], 1, cutoff=0.65)
-    return [leaves.get(near[0]) or _RENAMED[near[0]]] if near else []
+    near = difflib.get_close_matches(leaf, [*leaves, *RENAMED], 1, cutoff=0.65)
+    return [leaves.get(near[0]) or RENAMED[near[0]]] if near else []

@@ -5,8 +5,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from gemma_ft.config.catalog import RECIPE
+from gemma_ft.config.grammar import Grammar
 from gemma_ft.config.schema import AdapterMethod, QuantizationMethod
-from gemma_ft.config.words import Checked, Grammar
+from gemma_ft.config.words import Checked
 
 _LONGEST = 120
 

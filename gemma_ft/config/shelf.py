@@ -7,8 +7,9 @@ from typing import Any
 from gemma_ft.config.catalog import RECIPE, Option, load_options
 from gemma_ft.config.checks import find_problems
 from gemma_ft.config.deltas import check_delta, is_whole_run, named_in_defaults
+from gemma_ft.config.grammar import Grammar
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.config.words import Checked, Grammar, check_words
+from gemma_ft.config.words import Checked, check_words
 from gemma_ft.errors import ConfigError
 
 

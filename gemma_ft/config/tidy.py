@@ -6,13 +6,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.rows import RowsConfig
+from gemma_ft.config.schema import AdapterConfig, ModelConfig, RunConfig
 
 
 def to_tidy(config: RunConfig) -> RunConfig:
     """Give sequences their declared type and write paths out; changes the config and returns it."""
     _make_tuples(config)
-    for section in (config.model, config.dataset, config.adapter):
+    places: list[ModelConfig | RowsConfig | AdapterConfig] = [config.model, config.dataset, config.adapter]
+    for section in (*places, *config.dataset.mixture.values()):
         if section.path is not None and section.path.startswith("~"):
             section.path = str(Path(section.path).expanduser())
     for section in (config.model, config.adapter):  # a run folder must find them from anywhere

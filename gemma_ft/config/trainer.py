@@ -53,7 +53,7 @@ class TrainerConfig:
     micro_batch_size: int = 1
     """Sequences a device holds at once."""
     max_length: int = 2048
-    """Longest sequence in tokens; longer rows are cut."""
+    """Longest sequence in tokens; dataset.on_long_row says what becomes of longer rows."""
     packing: bool = False
     """Fill sequences with several whole rows that do not see each other."""
     gradient_checkpointing: bool = True

@@ -2,42 +2,28 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin
 
 from gemma_ft.config.catalog import GROUPS, RECIPE
 from gemma_ft.config.choices import Options, unknown_choice
-from gemma_ft.config.keys import EXTRA, advice, fit, is_optional, key_types, plain_type
+from gemma_ft.config.grammar import Grammar, Reading
+from gemma_ft.config.keys import (
+    EXTRA,
+    MIXTURE,
+    advice,
+    fit,
+    is_optional,
+    key_type,
+    mixture_word,
+    plain_type,
+)
 
 _COMMA = re.compile(r",(?![^\[]*\])")
 """A comma outside of brackets, as between train[:5%],train[5%:]."""
 _WORD = re.compile(r"(\+\+?|~)?([^=]*)=(.*)", re.DOTALL)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """What the text after `=` says in Hydra's grammar."""
-
-    valid: bool
-    """False: it does not parse."""
-    swept: bool = False
-    """Several values, one a job."""
-    simple: bool = False
-    """Swept in the form a,b,c."""
-    values: tuple[Any, ...] = ()
-    """The value, or those of a sweep that lists them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grammar:
-    """Hydra's grammar as two calls, so that nothing else here needs Hydra."""
-
-    read: Callable[[str], Reading]
-    """Parse the text after `=`."""
-    quote: Callable[[str], str]
-    """Write a text so that it is read as that text."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,7 +85,7 @@ class _Checker:
         elif key in (*GROUPS, RECIPE):
             problem = self._take_choice(key, raw)
             self.checked.choice_refused |= problem is not None
-        elif key in key_types() and key != EXTRA:
+        elif key_type(key) is not None and key not in (EXTRA, MIXTURE):
             problem = self._take_value(key, raw)
         elif key == EXTRA or key.startswith(EXTRA + "."):
             problem = self._take_extra(key, raw)
@@ -163,7 +149,7 @@ class _Checker:
         return path.stem, None
 
     def _take_value(self, key: str, raw: str) -> str | None:
-        kind = plain_type(key_types()[key])
+        kind = plain_type(key_type(key))
         reading = self._reading(raw)
         if kind is str:
             reading = self._literal(key, raw, reading)
@@ -206,7 +192,7 @@ class _Checker:
         value = reading.values[0] if reading.values else None
         if reading.valid and not reading.swept and isinstance(value, str):
             return reading
-        if reading.valid and value is None and not reading.swept and is_optional(key_types()[key]):
+        if reading.valid and value is None and not reading.swept and is_optional(key_type(key)):
             return reading
         if reading.valid and value is None and not reading.swept:
             return Reading(valid=True, values=(None,))
@@ -228,13 +214,15 @@ class _Checker:
         return _shown(value)
 
     def _accept(self, key: str, text: str, *, swept: bool, sign: str = "") -> None:
-        self.checked.words.append(f"{sign}{key}={text}")
+        mixed = key.startswith(MIXTURE + ".")
+        word = mixture_word(key, _COMMA.split(text) if swept else [text]) if mixed else f"{sign}{key}={text}"
+        self.checked.words.append(word)
         if swept:
-            self.checked.swept.add(key)
+            self.checked.swept.add(MIXTURE if mixed else key)
 
 
 def _no_assignment(word: str) -> str:
-    if word in GROUPS or word in key_types() or word == RECIPE:
+    if word in GROUPS or key_type(word) is not None or word == RECIPE:
         return f"{word} has no value. Type {word}=VALUE."
     if word.startswith("~"):
         return f"{word} cannot take a key away. Give the key a value instead, e.g. null or none."

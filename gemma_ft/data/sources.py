@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_ft.config.dataset import DatasetConfig, DataSource
+from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.rows import DataSource
 from gemma_ft.data.files import LocalFiles
 from gemma_ft.data.hub_rows import HubRows
 from gemma_ft.data.packages import PackageRows

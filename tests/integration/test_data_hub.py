@@ -9,7 +9,8 @@ ROWS = [{"text": letter} for letter in "abcdefghij"]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 HUB = """
-from gemma_ft.config.dataset import DatasetConfig, DataSource
+from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.rows import DataSource
 from gemma_ft.data.sources import load_rows, open_source
 dataset = DatasetConfig(source=DataSource.hub, path="some/quotes", split={split!r}, {keys})
 rows = [(row.where, row.values["text"]) for row in load_rows(dataset, dataset.split)]

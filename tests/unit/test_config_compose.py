@@ -40,6 +40,8 @@ def test_every_option_of_every_group_composes(group, name, rows):
     words = [f"{group}={name}"]
     if (group, name) == ("dataset", "local"):
         words.append(f"dataset.path={rows}")
+    if (group, name) == ("dataset", "mixture"):
+        words.append(f"dataset.mixture.mine.path={rows}")
     if (group, name) == ("adapter", "none"):
         words.append("quantization=none")
 

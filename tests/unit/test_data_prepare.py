@@ -3,7 +3,8 @@ import json
 import pytest
 from data_tokenizer import build_tokenizer
 
-from gemma_ft.config.dataset import DatasetConfig, DataSource, LossTarget
+from gemma_ft.config.dataset import DatasetConfig, LossTarget
+from gemma_ft.config.rows import DataSource
 from gemma_ft.data.holdout import hold_out
 from gemma_ft.data.prepare import prepare_data
 from gemma_ft.errors import DataError

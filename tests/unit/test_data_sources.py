@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from gemma_ft.config.dataset import DatasetConfig, DataSource
+from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.rows import DataSource
 from gemma_ft.data.rows import parse_split
 from gemma_ft.data.sources import load_rows, open_source
 from gemma_ft.errors import DataError, HubError
