@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from gemma_ft.config.rows import ColumnsConfig
 from gemma_ft.data.rows import Row
 from gemma_ft.errors import DataError
 
@@ -23,7 +24,9 @@ class Conversation:
     """Turns that alternate from user to assistant and end with the assistant."""
 
     messages: tuple[tuple[str, str], ...]
-    """Role (user or assistant) and text of each turn; a system message is part of the first."""
+    """Role (user or assistant) and text of each turn, as they stand in the row."""
+    system: str = ""
+    """The system message; `fold_system` puts it where Gemma can read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,16 @@ class _Shape:
         return ", ".join([*self.columns, *(f"[{column}]" for column in self.optional)])
 
 
-def build_example(row: Row) -> Example:
+def build_example(row: Row, columns: ColumnsConfig | None = None, prefix: str = "dataset") -> Example:
     """Normalise a row.
 
+    Args:
+        row: The row.
+        columns: Names of the columns that are not those of a known shape.
+        prefix: The prefix of the keys that hold them, for messages.
+
     Raises:
-        DataError: Its columns fit no shape, or what they hold is no conversation; the message names the row.
+        RowError: Its columns fit no shape, or what they hold is no conversation; the message names the row.
     """
     fitting = [shape for shape in _SHAPES if all(column in row.values for column in shape.columns)]
     if not fitting:
@@ -70,9 +78,15 @@ def build_prompt(messages: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, str]
     Raises:
         DataError: They do not alternate from user to user.
     """
-    turns = _fold_system(_turns(list(messages), "prompt"), "prompt")
-    _check_order(turns, "prompt", last="user")
-    return tuple(turns)
+    return fold_system(_conversation(_turns(list(messages), "prompt"), "prompt", last="user"))
+
+
+def fold_system(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    """Put the system message before the first user's words, since Gemma's turns know no system."""
+    if not conversation.system:
+        return conversation.messages
+    (role, first), *rest = conversation.messages
+    return ((role, f"{conversation.system.strip()}\n\n{first.strip()}"), *rest)
 
 
 def _from_messages(column: str) -> Callable[[Mapping[str, Any], str], Example]:
@@ -184,20 +198,12 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _conversation(turns: list[tuple[str, str]], where: str) -> Conversation:
-    turns = _fold_system(turns, where)
-    _check_order(turns, where, last="assistant")
-    return Conversation(tuple(turns))
-
-
-def _fold_system(turns: list[tuple[str, str]], where: str) -> list[tuple[str, str]]:
-    """Put a system message before the first user's words, since Gemma's turns know no system."""
-    if not turns or turns[0][0] != "system":
-        return turns
-    if len(turns) < 2 or turns[1][0] != "user":
-        raise DataError(f"{where}: no user turn after the system message. Add one or remove the row.")
-    first = f"{turns[0][1].strip()}\n\n{turns[1][1].strip()}"
-    return [("user", first), *turns[2:]]
+def _conversation(turns: list[tuple[str, str]], where: str, last: str = "assistant") -> Conversation:
+    system = ""
+    if turns and turns[0][0] == "system":
+        system = turns.pop(0)[1]
+    _check_order(turns, where, last=last)
+    return Conversation(tuple(turns), system)
 
 
 def _check_order(turns: Sequence[tuple[str, str]], where: str, last: str) -> None:

@@ -1,15 +1,16 @@
 """Rows of local files: JSON Lines, JSON, CSV, Parquet, or a folder of them."""
 
 import csv
+import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.data.rows import Row
+from gemma_ft.data.rows import Row, RowError
 from gemma_ft.errors import DataError
 
 _SHARD = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
@@ -27,7 +28,7 @@ class LocalFiles:
 
     revision = None
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, prefix: str) -> None:
         self._path = Path(path).expanduser()
         if self._path.is_dir():
             self._files = _data_files(self._path)
@@ -35,8 +36,8 @@ class LocalFiles:
             self._files = [self._path]
         else:
             like_hub = path.count("/") <= 1 and not self._path.suffix and not path.startswith((".", "~", "/"))
-            hint = "Check the path" + ("; for a hub id add dataset.source=hub." if like_hub else ".")
-            raise DataError(f"dataset.path={path} is no file or folder here. {hint}")
+            hint = "Check the path" + (f"; for a hub id add {prefix}.source=hub." if like_hub else ".")
+            raise DataError(f"{prefix}.path={path} is no file or folder here. {hint}")
         for file in self._files:
             _reader(file)
 
@@ -54,10 +55,14 @@ class LocalFiles:
         """Count the rows of a split."""
         return sum(1 for _ in self.rows(split, 0, None))
 
-    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row | RowError]:
         """Read the rows of a split from start up to, not including, stop (counted from 0)."""
         rows = (row for file in self._split_files(split) for row in _file_rows(file))
         return islice(rows, start, stop)
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """Hash the bytes of the split's files."""
+        return {"path": str(self._path), "files": file_digests(self._split_files(split))}
 
     def _split_files(self, split: str) -> list[Path]:
         if split == "train" and self._path.is_file():
@@ -68,6 +73,18 @@ class LocalFiles:
         return named
 
 
+def file_digests(files: Sequence[Path]) -> dict[str, str]:
+    """Hash the bytes of files, in their order; none is held in memory."""
+    digests = {}
+    for file in files:
+        try:
+            with file.open("rb") as content:
+                digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror or error}). Check the file.") from None
+    return digests
+
+
 def _data_files(folder: Path) -> list[Path]:
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _READERS and not f.name.startswith("."))
     if not files:
@@ -75,14 +92,14 @@ def _data_files(folder: Path) -> list[Path]:
     return files
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
+def _reader(file: Path) -> Callable[[Path], Iterator[Row | RowError]]:
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"dataset.path={file} has an unknown extension. Use one of {', '.join(_READERS)}.")
     return reader
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
+def _file_rows(file: Path) -> Iterator[Row | RowError]:
     try:
         yield from _reader(file)(file)
     except OSError as error:
@@ -101,11 +118,14 @@ def _text_lines(file: Path) -> Iterator[str]:
                 ) from None
 
 
-def _jsonl_rows(file: Path) -> Iterator[Row]:
+def _jsonl_rows(file: Path) -> Iterator[Row | RowError]:
     for number, line in enumerate(_text_lines(file), start=1):
         if line.strip():
             where = f"{file}:{number}"
-            yield Row(where, _as_object(_parse(line.rstrip("\r\n"), where), where))
+            try:
+                yield Row(where, _as_object(_parse(line.rstrip("\r\n"), where), where))
+            except RowError as error:
+                yield error
 
 
 def _parse(text: str, where: str, hint: str = "Write one JSON object a line.") -> Any:
@@ -124,7 +144,7 @@ def _as_object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
+def _json_rows(file: Path) -> Iterator[Row | RowError]:
     value = _parse("".join(_text_lines(file)), str(file), "Is it one object a line? Then name it .jsonl.")
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
@@ -137,7 +157,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
         yield Row(f"{file}:{number}", _as_object(item, f"{file}:{number}"))
 
 
-def _csv_rows(file: Path) -> Iterator[Row]:
+def _csv_rows(file: Path) -> Iterator[Row | RowError]:
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(_text_lines(file), strict=True)
     first = 1
@@ -157,7 +177,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
         raise DataError(f"{file}:{first}: no CSV ({error}). Check the quotes.") from None
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path) -> Iterator[Row | RowError]:
     import pyarrow
     from pyarrow import parquet
 
@@ -175,7 +195,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
         ) from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[Row | RowError]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft import hub
-from gemma_ft.data.rows import Row
+from gemma_ft.data.rows import Row, RowError
 from gemma_ft.errors import DataError, GemmaFTError
 
 _BATCH_ROWS = 512
@@ -16,22 +16,23 @@ _BATCH_ROWS = 512
 class HubRows:
     """A data set of the hub, or its copy in the cache where the hub cannot be reached."""
 
-    def __init__(self, path: str, *, config: str | None, revision: str | None) -> None:
-        self._path = path
+    def __init__(self, path: str, *, config: str | None, revision: str | None, prefix: str) -> None:
+        self._path, self._config = path, config
+        key = f"{prefix}.path"
         answer = hub.ask(path, revision=revision, repo_type="dataset", name="README.md")
         try:
-            with _quiet_datasets(), hub.cached_datasets_only(answer):
+            with quiet_datasets(), hub.cached_datasets_only(answer):
                 self._builder = _prepare(path, config, revision or answer.commit)
         except GemmaFTError:
             raise
         except Exception as error:
-            raise _reason(answer.failure or error, error, path, config) from None
-        hub.tell_cached(answer, key="dataset.path", repo=path)
+            raise _reason(answer.failure or error, error, path, config, prefix) from None
+        hub.tell_cached(answer, key=key, repo=path)
         self.revision = answer.commit or str(self._builder.hash)
         if answer.commit is None and not _is_asked_for(path, revision, self.revision):
             raise hub.explain(
                 answer.failure or LookupError(f"revision {revision} is not cached"),
-                key="dataset.path",
+                key=key,
                 repo=path,
                 repo_type="dataset",
             )
@@ -45,10 +46,10 @@ class HubRows:
         """Count the rows of a split."""
         return int(self._builder.info.splits[split].num_examples)
 
-    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row | RowError]:
         """Read the rows of a split from start up to, not including, stop (counted from 0)."""
         total = self.count(split)
-        with _quiet_datasets():
+        with quiet_datasets():
             chosen = self._builder.as_dataset(split=split).select(
                 range(min(start, total), total if stop is None else min(stop, total))
             )
@@ -59,6 +60,10 @@ class HubRows:
                 number += 1
                 yield Row(f"{self._path}[{split}]:{number}", values)
 
+    def identity(self, split: str) -> dict[str, Any]:
+        """Name the commit that the rows come from."""
+        return {"path": self._path, "config": self._config, "commit": self.revision}
+
 
 def _prepare(path: str, config: str | None, revision: str | None) -> Any:
     import datasets
@@ -68,16 +73,16 @@ def _prepare(path: str, config: str | None, revision: str | None) -> Any:
     return builder
 
 
-def _reason(reason: Exception, error: Exception, path: str, config: str | None) -> GemmaFTError:
+def _reason(reason: Exception, error: Exception, path: str, config: str | None, prefix: str) -> GemmaFTError:
     from datasets.exceptions import DatasetGenerationError
 
     cause = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
     text = " ".join(str(cause).split())[:300].rstrip(".")
     if isinstance(error, ValueError) and "onfig" in text:
-        return DataError(f"dataset.config={config} does not fit {path}: {text}.")
+        return DataError(f"{prefix}.config={config} does not fit {path}: {text}.")
     if isinstance(error, DatasetGenerationError):
-        return DataError(f"dataset.path={path} cannot be read: {text}. Try another dataset.revision.")
-    return hub.explain(reason, key="dataset.path", repo=path, repo_type="dataset")
+        return DataError(f"{prefix}.path={path} cannot be read: {text}. Try another {prefix}.revision.")
+    return hub.explain(reason, key=f"{prefix}.path", repo=path, repo_type="dataset")
 
 
 def _is_asked_for(path: str, revision: str | None, commit: str) -> bool:
@@ -93,7 +98,7 @@ def _is_asked_for(path: str, revision: str | None, commit: str) -> bool:
 
 
 @contextmanager
-def _quiet_datasets() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Keep bars and remarks on caches and cards off the screen: what matters of them is raised."""
     import datasets
 

@@ -6,7 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.data.rows import Row
+from gemma_ft.data.files import file_digests
+from gemma_ft.data.rows import Row, RowError
 from gemma_ft.errors import DataError
 
 _CHATTERBOT = "chatterbot_corpus"
@@ -20,22 +21,26 @@ class PackageRows:
     revision = None
     splits = ("train",)
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, prefix: str) -> None:
         if path.replace("-", "_") != _CHATTERBOT:
-            raise DataError(f"dataset.path={path} is no package whose rows are known. Use {_CHATTERBOT}.")
+            raise DataError(f"{prefix}.path={path} is no package whose rows are known. Use {_CHATTERBOT}.")
         spec = find_spec(_CHATTERBOT)
         if spec is None or not spec.submodule_search_locations:
-            raise DataError(f"dataset.path={path} is not installed. Run pip install chatterbot-corpus.")
+            raise DataError(f"{prefix}.path={path} is not installed. Run pip install chatterbot-corpus.")
         self._folder = Path(spec.submodule_search_locations[0]) / "data" / "english"
 
     def count(self, split: str) -> int:
         """Count the rows of a split."""
         return sum(1 for _ in self.rows(split, 0, None))
 
-    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row | RowError]:
         """Read the rows of a split from start up to, not including, stop (counted from 0)."""
         rows = (row for file in sorted(self._folder.glob("*.yml")) for row in _file_rows(file))
         return islice(rows, start, stop)
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """Hash the bytes of the corpus."""
+        return {"path": _CHATTERBOT, "files": file_digests(sorted(self._folder.glob("*.yml")))}
 
 
 def _file_rows(file: Path) -> Iterator[Row]:

@@ -1,13 +1,13 @@
-"""A row of a data set with its place, and which rows a split expression means."""
+"""A row of a data set with its place, a row's fault, and which rows a split expression means."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gemma_ft.config.places import SPLIT_PART
 from gemma_ft.errors import DataError
 
-_PART = re.compile(r"(?P<name>[\w.-]*\w)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,30 @@ class Row:
     """File and line, or data set and row, each counted from 1."""
     values: dict[str, Any]
     """The columns."""
+
+
+class RowError(DataError):
+    """Say why one row cannot be used; the rows after it still can.
+
+    The line is `WHERE: PLACE CAUSE DETAIL. HINT`.
+
+    Args:
+        where: The row's place.
+        cause: What is wrong, in the same words for the same kind of fault, without numbers and names.
+            Dropped rows are counted by it.
+        hint: What to do, a whole sentence.
+        place: What the sentence is about, if it is not the row.
+        detail: Numbers and names.
+    """
+
+    def __init__(self, where: str, cause: str, hint: str, place: str = "", detail: str = "") -> None:
+        super().__init__(where, cause, hint, place, detail)  # all of them, so that it can be pickled
+        self.where = where
+        self.cause = cause
+
+    def __str__(self) -> str:
+        where, cause, hint, place, detail = self.args
+        return f"{where}: {' '.join(filter(None, (place, cause, detail)))}. {hint}"
 
 
 class Source(Protocol):
@@ -32,10 +56,20 @@ class Source(Protocol):
         """Name the splits that can be read."""
 
     def count(self, split: str) -> int:
-        """Count the rows of a split."""
+        """Count the rows of a split, those that cannot be used as well."""
 
-    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
-        """Read the rows of a split from start up to, not including, stop (counted from 0)."""
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row | RowError]:
+        """Read the rows of a split from start up to, not including, stop (counted from 0).
+
+        Yields:
+            Each row, or its fault in its place.
+
+        Raises:
+            DataError: Nothing more can be read.
+        """
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """Tell what exactly the rows of a split are, in what JSON can hold: equal identities, equal rows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,10 +114,19 @@ def parse_split(split: str, key: str) -> tuple[SplitPart, ...]:
     Raises:
         DataError: It is none.
     """
-    matches = [_PART.fullmatch(part.strip()) for part in split.split("+")]
+    matches = [SPLIT_PART.fullmatch(part.strip()) for part in split.split("+")]
     parts = [match.groupdict(default="") for match in matches if match]
     if len(parts) < len(matches):
         raise DataError(
             f'{key}={split} is no split. Write it like "train", "train[:5%]" or "train[100:200]".'
         )
     return tuple(SplitPart(**part) for part in parts)
+
+
+def show(text: object, most: int = _SHOWN) -> str:
+    """Write a name or value of the user's so that it fits into one line: escaped, and cut if it is long."""
+    said = str(text)
+    said = said if len(said) <= most else said[: most - 3] + "..."
+    if said.isprintable():
+        return said
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)

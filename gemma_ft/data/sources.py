@@ -2,48 +2,37 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from gemma_ft.config.dataset import DatasetConfig
-from gemma_ft.config.rows import DataSource
+from gemma_ft.config.rows import DataSource, RowsConfig
 from gemma_ft.data.files import LocalFiles
 from gemma_ft.data.hub_rows import HubRows
 from gemma_ft.data.packages import PackageRows
-from gemma_ft.data.rows import Row, Source, parse_split
+from gemma_ft.data.rows import Row, RowError, Source, SplitPart, parse_split
 from gemma_ft.errors import DataError
 
-__all__ = ["Row", "Source", "load_rows", "load_split", "open_source"]
+__all__ = ["Row", "RowError", "Source", "identify_split", "load_split", "open_source"]
 
 
-def open_source(dataset: DatasetConfig) -> Source:
+def open_source(rows: RowsConfig, prefix: str = "dataset") -> Source:
     """Find the data set that a configuration names; a hub id that is a local path is read locally.
+
+    Args:
+        rows: Which data set.
+        prefix: The prefix of its keys, for messages.
 
     Raises:
         DataError: There is none, or it cannot be read.
         HubError: The hub is needed and does not give it.
     """
-    if dataset.source is DataSource.package:
-        return PackageRows(dataset.path)
-    if dataset.source is DataSource.local or Path(dataset.path).expanduser().exists():
-        return LocalFiles(dataset.path)
-    return HubRows(dataset.path, config=dataset.config, revision=dataset.revision)
+    if rows.source is DataSource.package:
+        return PackageRows(rows.path, prefix)
+    if rows.source is DataSource.local or Path(rows.path).expanduser().exists():
+        return LocalFiles(rows.path, prefix)
+    return HubRows(rows.path, config=rows.config, revision=rows.revision, prefix=prefix)
 
 
-def load_rows(dataset: DatasetConfig, split: str) -> Iterator[Row]:
-    """Read the rows of a split, in the order of the source.
-
-    Args:
-        dataset: Which data set.
-        split: A split or slice, as `dataset.split` takes it.
-
-    Raises:
-        DataError: A file, line or split is missing or unreadable, or there is no row.
-        HubError: The hub is needed and does not give it.
-    """
-    key = "dataset.eval_split" if split == dataset.eval_split and split != dataset.split else "dataset.split"
-    return load_split(open_source(dataset), split, name=dataset.path, key=key)
-
-
-def load_split(source: Source, split: str, *, name: str, key: str) -> Iterator[Row]:
+def load_split(source: Source, split: str, *, name: str, key: str) -> Iterator[Row | RowError]:
     """Read the rows of a split of an opened source.
 
     Args:
@@ -52,18 +41,38 @@ def load_split(source: Source, split: str, *, name: str, key: str) -> Iterator[R
         name: What the user calls the data set, for messages.
         key: The configuration key that holds the split, for messages.
 
+    Yields:
+        Each row in the order of the source, or the fault of a row in its place.
+
     Raises:
-        DataError: The split or a row is missing or unreadable.
+        DataError: The split is missing or has no row, or nothing more of it can be read.
+        HubError: The connection to the hub is lost.
     """
     empty = True
-    for part in parse_split(split, key):
-        if part.name not in source.splits:
-            raise DataError(
-                f"{key}={split} is not in {name}, which has: {', '.join(source.splits)}. Choose one."
-            )
+    for part in _parts(source, split, name, key):
         start, stop = part.bounds(lambda part=part: source.count(part.name))  # type: ignore[misc]
         for row in source.rows(part.name, start, stop):
             empty = False
             yield row
     if empty:
-        raise DataError(f"dataset.path={name} has no row in {key}={split}. Check the file and the split.")
+        prefix = key.rpartition(".")[0]
+        raise DataError(f"{prefix}.path={name} has no row in {key}={split}. Check the file and the split.")
+
+
+def identify_split(source: Source, split: str, *, name: str, key: str) -> dict[str, Any]:
+    """Tell what exactly the rows of a split expression are, in what JSON can hold.
+
+    The arguments and errors are those of `load_split`; nothing but bytes and names is read.
+    """
+    parts = _parts(source, split, name, key)
+    return {
+        "split": split,
+        "rows": {part: source.identity(part) for part in sorted({part.name for part in parts})},
+    }
+
+
+def _parts(source: Source, split: str, name: str, key: str) -> tuple[SplitPart, ...]:
+    parts = parse_split(split, key)
+    if any(part.name not in source.splits for part in parts):
+        raise DataError(f"{key}={split} is not in {name}, which has: {', '.join(source.splits)}. Choose one.")
+    return parts
