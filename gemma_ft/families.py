@@ -14,6 +14,8 @@ GEMMA_NOTICE = (
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block, the same in every generation."""
 
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+BOS_ID = 2
 START_OF_TURN = "<start_of_turn>"
 END_OF_TURN = "<end_of_turn>"
 USER_HEADER = "user\n"
@@ -38,6 +40,8 @@ class Family:
     """Implementations that compute this generation's attention exactly, best first."""
     fp16_safe: bool
     """Whether activations stay within fp16's range."""
+    start_of_turn_id: int = 106
+    end_of_turn_id: int = 107
     license: str = "gemma"
     """Licence identifier of the hub's front matter."""
     license_url: str = GEMMA_TERMS_URL
@@ -71,6 +75,8 @@ FAMILIES = (
         context_length=32768,
         attention=("flash_attention_2", "sdpa", "eager"),
         fp16_safe=False,
+        start_of_turn_id=105,
+        end_of_turn_id=106,
     ),
 )
 

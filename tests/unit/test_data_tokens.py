@@ -1,9 +1,10 @@
 import pytest
 from data_tokenizer import END, START, build_tokenizer
 
-from gemma_ft.config.dataset import LossTarget
+from gemma_ft.config.dataset import LossTarget, OnLongRow, Trim
+from gemma_ft.data.contract import check_tokenizer
 from gemma_ft.data.conversations import Conversation, Text
-from gemma_ft.data.tokens import NOT_LEARNED, check_tokenizer, encode, encode_batch, prompt_ids
+from gemma_ft.data.tokens import NOT_LEARNED, TokenRules, encode, encode_batch, prompt_ids
 from gemma_ft.errors import DataError, ModelError
 
 LONG = 10_000
@@ -23,6 +24,10 @@ TALKS = [
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_tokenizer()
+
+
+def rules(loss_on=LossTarget.assistant, max_length=LONG, trim=Trim.template, on_long_row=OnLongRow.truncate):
+    return TokenRules(loss_on=loss_on, trim=trim, on_long_row=on_long_row, max_length=max_length)
 
 
 def messages(turns):
@@ -133,20 +138,20 @@ def test_plain_text_stands_between_bos_and_eos_and_is_learned_whole(tokenizer):
 @pytest.mark.parametrize("loss_on", list(LossTarget))
 def test_a_row_is_cut_at_every_length_without_a_change_of_what_is_left(tokenizer, loss_on):
     talk = Conversation(tuple(TALKS[2] + TALKS[3]))
-    (whole,) = encode_batch([talk], tokenizer, loss_on, LONG)
+    ((whole,),) = encode_batch([talk], tokenizer, rules(loss_on))
     assert not whole.cut
     for length in range(1, len(whole.input_ids) + 2):
-        (row,) = encode_batch([talk], tokenizer, loss_on, length)
-        assert row.input_ids == whole.input_ids[:length]
-        assert row.labels == whole.labels[:length]
+        ((row,),) = encode_batch([talk], tokenizer, rules(loss_on, length))
+        assert row.input_ids.tolist() == whole.input_ids[:length].tolist()
+        assert row.labels.tolist() == whole.labels[:length].tolist()
         assert row.cut == (length < len(whole.input_ids))
         assert row.trained == sum(label != NOT_LEARNED for label in row.labels)
 
 
 def test_a_batch_is_the_rows_one_by_one(tokenizer):
     examples = [Conversation(tuple(turns)) for turns in TALKS] + [Text("Hi"), Text("ok")]
-    rows = encode_batch(examples, tokenizer, LossTarget.last_turn, 40)
-    assert [(row.input_ids, row.labels) for row in rows] == [
+    rows = encode_batch(examples, tokenizer, rules(LossTarget.last_turn, 40))
+    assert [(row.input_ids.tolist(), row.labels.tolist()) for (row,) in rows] == [
         encode(one, tokenizer, LossTarget.last_turn, 40) for one in examples
     ]
 
