@@ -102,7 +102,7 @@ class DatasetConfig(RowsConfig):
     overlap: Copies = Copies.drop
     """Training rows that stand in eval_split as well: counted, and dropped or kept."""
     near_duplicates: NearCopies = NearCopies.ignore
-    """Look for training rows that are almost alike (MinHash; needs datasketch): report or drop them."""
+    """Look for training rows that are almost alike (MinHash; needs rensa): report or drop them."""
     near_duplicate_threshold: float = 0.8
     """Jaccard similarity of token 5-grams from which two rows are almost alike."""
 
