@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -50,16 +50,13 @@ def _part_types() -> dict[str, Any]:
     return dict(_walk(MixturePart, ""))
 
 
-def mixture_word(key: str, values: Sequence[str]) -> str:
-    """Write a key of a mixture's source as Hydra takes it: OmegaConf makes a source only of a whole mapping.
-
-    Args:
-        key: The key.
-        values: What it is set to, in Hydra's grammar; several are a sweep.
-    """
-    names = key.removeprefix(MIXTURE + ".").split(".")
-    head, tail = "".join(f"{{{name}:" for name in names), "}" * len(names)
-    return f"++{MIXTURE}=" + ",".join(head + value + tail for value in values)
+def mixture_keys(value: Mapping[Any, Any], key: str = MIXTURE) -> Iterator[tuple[str, Any]]:
+    """List the keys of a mixture that is written as one mapping, with their values."""
+    for name, below in value.items():
+        if isinstance(below, dict) and is_section(f"{key}.{name}"):
+            yield from mixture_keys(below, f"{key}.{name}")
+        else:
+            yield f"{key}.{name}", below
 
 
 def is_section(key: str) -> bool:

@@ -67,11 +67,11 @@ def swept_values(job_words: Iterable[str], checked: Checked, grammar: Grammar) -
         checked: The command line.
         grammar: Hydra's grammar, to take quotes off.
     """
-    fixed = {word.partition("=")[0] for word in checked.words} - checked.swept
+    fixed = {word.partition("=")[0].lstrip("+") for word in checked.words} - checked.swept
     values = {}
     for word in job_words:
         key, _, raw = word.partition("=")
-        if key not in fixed and key != "name":
+        if key.lstrip("+") not in fixed and key != "name":
             value = (grammar.read(raw).values or (raw,))[0]
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             values[key.lstrip("+")] = text.lower() if isinstance(value, bool) else text

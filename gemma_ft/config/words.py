@@ -1,6 +1,5 @@
 """Check the words of a command line one by one, and write them as Hydra's grammar wants them."""
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from gemma_ft.config.catalog import GROUPS, RECIPE
-from gemma_ft.config.choices import Options, unknown_choice
+from gemma_ft.config.choices import Options, find_recipe_file, unknown_choice
 from gemma_ft.config.grammar import Grammar, Reading
 from gemma_ft.config.keys import (
     EXTRA,
@@ -17,7 +16,7 @@ from gemma_ft.config.keys import (
     fit,
     is_optional,
     key_type,
-    mixture_word,
+    mixture_keys,
     plain_type,
 )
 
@@ -70,6 +69,7 @@ class _Checker:
         self.options = options
         self.grammar = grammar
         self.multirun = multirun
+        self.sources: list[str] = []
 
     def check(self, word: str) -> None:
         match = _WORD.fullmatch(word)
@@ -87,6 +87,8 @@ class _Checker:
             self.checked.choice_refused |= problem is not None
         elif key_type(key) is not None and key not in (EXTRA, MIXTURE):
             problem = self._take_value(key, raw)
+        elif key == MIXTURE and raw.startswith("{"):
+            problem = self._take_mixture(raw)
         elif key == EXTRA or key.startswith(EXTRA + "."):
             problem = self._take_extra(key, raw)
         else:
@@ -129,24 +131,13 @@ class _Checker:
             if name in ("null", ""):
                 return "null", None
             if "/" in name or "\\" in name or name.endswith((".yaml", ".yml")):
-                return self._find_recipe_file(name)
+                stem, path, problem = find_recipe_file(name, self.options)
+                if path is not None:
+                    self.checked.recipe_files[stem] = path
+                return stem, problem
         if name in self.options[group]:
             return name, None
         return name, unknown_choice(f"{group}={name}", group, name, self.options)
-
-    def _find_recipe_file(self, name: str) -> tuple[str, str | None]:
-        path = Path(name).expanduser()
-        if not path.is_file():
-            near = difflib.get_close_matches(path.stem, self.options[RECIPE], 1)
-            hint = f"Did you mean recipe={near[0]}?" if near else "Name an existing .yaml file."
-            return name, f"recipe={name} is no file. {hint}"
-        if not re.fullmatch(r"\w[\w.+-]*", path.stem):
-            return (
-                name,
-                f"recipe={name} names the run folder. Rename it with letters, digits and . _ - only.",
-            )
-        self.checked.recipe_files[path.stem] = path
-        return path.stem, None
 
     def _take_value(self, key: str, raw: str) -> str | None:
         kind = plain_type(key_type(key))
@@ -170,6 +161,32 @@ class _Checker:
         text = ",".join(self._written(value) for value in values) if rewritten else raw
         self._accept(key, text, swept=reading.swept)
         return None
+
+    def _take_mixture(self, raw: str) -> str | None:
+        """Take a mixture written as one mapping, key by key."""
+        reading = self._reading(raw)
+        if reading.swept or not reading.valid or not isinstance(reading.values[0], dict):
+            return f"{MIXTURE}={raw} is no mapping of sources. {advice(MIXTURE)}"
+        found = list(mixture_keys(reading.values[0]))
+        unknown = [
+            f"{key}={value} is no key of a run. {advice(key)}" for key, value in found if not key_type(key)
+        ]
+        problems: list[str | None] = [*unknown] or [
+            self._take_value(key, self._written(value)) for key, value in found
+        ]
+        self._declare(reading.values[0])
+        return "\n".join(problem for problem in problems if problem) or None
+
+    def _declare(self, sources: Iterable[str]) -> None:
+        """Make room for sources of a mixture, in one word: a sweeper keeps one word a key."""
+        old = f"++{MIXTURE}={{{','.join(f'{name}:{{}}' for name in self.sources)}}}"
+        self.sources = list(dict.fromkeys([*self.sources, *sources]))
+        new = f"++{MIXTURE}={{{','.join(f'{name}:{{}}' for name in self.sources)}}}"
+        words = self.checked.words
+        if old in words:
+            words[words.index(old)] = new
+        else:
+            words.append(new)
 
     def _take_extra(self, key: str, raw: str) -> str | None:
         reading = self._reading(raw)
@@ -214,11 +231,12 @@ class _Checker:
         return _shown(value)
 
     def _accept(self, key: str, text: str, *, swept: bool, sign: str = "") -> None:
-        mixed = key.startswith(MIXTURE + ".")
-        word = mixture_word(key, _COMMA.split(text) if swept else [text]) if mixed else f"{sign}{key}={text}"
-        self.checked.words.append(word)
+        if key.startswith(MIXTURE + "."):
+            self._declare([key.split(".")[2]])
+            sign = "++"
+        self.checked.words.append(f"{sign}{key}={text}")
         if swept:
-            self.checked.swept.add(MIXTURE if mixed else key)
+            self.checked.swept.add(key)
 
 
 def _no_assignment(word: str) -> str:
