@@ -6,24 +6,19 @@ from itertools import pairwise
 from typing import Any
 
 from gemma_ft.config.rows import ColumnsConfig
-from gemma_ft.data.rows import Row
-from gemma_ft.errors import DataError
+from gemma_ft.data.messages import Turn, TurnNames, read_text, read_turns, turn_names
+from gemma_ft.data.rows import Row, RowError, kind_of
+from gemma_ft.data.shapes import Shape, find_shape
+from gemma_ft.data.strict_json import parse_json
 
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
+_ROLES_IN_TURN = ("user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns that alternate from user to assistant and end with the assistant."""
 
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Turn, ...]
     """Role (user or assistant) and text of each turn, as they stand in the row."""
     system: str = ""
     """The system message; `fold_system` puts it where Gemma can read it."""
@@ -39,18 +34,6 @@ class Text:
 Example = Conversation | Text
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    columns: tuple[str, ...]
-    """Columns that a row of this shape has, beside any others."""
-    build: Callable[[Mapping[str, Any], str], Example]
-    """Makes the example from the columns and the row's place."""
-    optional: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return ", ".join([*self.columns, *(f"[{column}]" for column in self.optional)])
-
-
 def build_example(row: Row, columns: ColumnsConfig | None = None, prefix: str = "dataset") -> Example:
     """Normalise a row.
 
@@ -62,26 +45,20 @@ def build_example(row: Row, columns: ColumnsConfig | None = None, prefix: str = 
     Raises:
         RowError: Its columns fit no shape, or what they hold is no conversation; the message names the row.
     """
-    fitting = [shape for shape in _SHAPES if all(column in row.values for column in shape.columns)]
-    if not fitting:
-        seen = ", ".join(map(str, row.values)) or "none"
-        known = " | ".join(map(str, _SHAPES))
-        raise DataError(f"{row.where}: columns {seen} fit no known shape. Rename them to one of: {known}.")
-    # Files that mix shapes fill the columns of the others with null.
-    filled = [shape for shape in fitting if any(row.values[column] is not None for column in shape.columns)]
-    return (filled or fitting)[0].build(row.values, row.where)
+    shape = find_shape(row, columns, prefix)
+    return _BUILDERS[shape.name](_Cells(row, shape, turn_names(columns)))
 
 
-def build_prompt(messages: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, str], ...]:
+def build_prompt(messages: Iterable[Mapping[str, Any]]) -> tuple[Turn, ...]:
     """Normalise the messages of a conversation that the model is to go on with: the last one is the user's.
 
     Raises:
-        DataError: They do not alternate from user to user.
+        RowError: They do not alternate from user to user.
     """
-    return fold_system(_conversation(_turns(list(messages), "prompt"), "prompt", last="user"))
+    return fold_system(_conversation(read_turns(list(messages), "prompt"), "prompt", last="user"))
 
 
-def fold_system(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+def fold_system(conversation: Conversation) -> tuple[Turn, ...]:
     """Put the system message before the first user's words, since Gemma's turns know no system."""
     if not conversation.system:
         return conversation.messages
@@ -89,133 +66,125 @@ def fold_system(conversation: Conversation) -> tuple[tuple[str, str], ...]:
     return ((role, f"{conversation.system.strip()}\n\n{first.strip()}"), *rest)
 
 
-def _from_messages(column: str) -> Callable[[Mapping[str, Any], str], Example]:
-    def build(values: Mapping[str, Any], where: str) -> Example:
-        return _conversation(_turns(_list(values[column], column, where), where), where)
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """The cells of a row by what they mean in its shape."""
 
-    return build
+    row: Row
+    shape: Shape
+    names: TurnNames
+
+    def value(self, key: str) -> Any:
+        return self.row.values[self.shape.column(key)]
+
+    def text(self, key: str) -> str:
+        return read_text(self.value(key), self.row.where, self._place(key))
+
+    def list(self, key: str) -> list[Any]:
+        value, where = self.value(key), self.row.where
+        if isinstance(value, str) and value.lstrip().startswith("["):  # the cell of a CSV
+            value = _parse_cell(value, where, self.shape.column(key))
+        if not isinstance(value, list):
+            cause = f"{kind_of(value)} where a list of turns must stand"
+            raise RowError(where, cause, "Correct or remove the row.", detail=self._place(key))
+        if not value:
+            raise RowError(where, "an empty list", "Fill it or remove the row.", detail=self._place(key))
+        return value
+
+    def _place(self, key: str) -> str:
+        return f"in column {self.shape.column(key)}"
 
 
-def _from_alternating(values: Mapping[str, Any], where: str) -> Example:
-    texts = _list(values["data"], "data", where)
-    roles = ("user", "assistant")
-    turns = [(roles[i % 2], _text(text, f"turn {i + 1}", where)) for i, text in enumerate(texts)]
+def _parse_cell(text: str, where: str, column: str) -> Any:
+    python = text.lstrip()[1:].lstrip().startswith(("{'", "'"))
+    hint = "It is Python; write it with json.dumps." if python else "Write a list of turns as JSON."
+    try:
+        return parse_json(text, where, hint)
+    except RowError as error:
+        _, cause, hint, _, detail = error.args
+        raise RowError(where, cause, hint, f"column {column} holds", detail) from None
+
+
+def _from_turns(cells: _Cells) -> Example:
+    items = cells.list("messages")
+    if cells.shape.named and all(isinstance(item, str) for item in items):
+        return _alternate(items, cells.row.where)
+    return _conversation(read_turns(items, cells.row.where, cells.names), cells.row.where)
+
+
+def _from_alternating(cells: _Cells) -> Example:
+    return _alternate(cells.list("messages"), cells.row.where)
+
+
+def _alternate(texts: Sequence[Any], where: str) -> Conversation:
+    turns = [
+        (_ROLES_IN_TURN[i % 2], read_text(text, where, f"in turn {i + 1}")) for i, text in enumerate(texts)
+    ]
     return _conversation(turns, where)
 
 
-def _from_prompt(values: Mapping[str, Any], where: str) -> Example:
-    prompt = _side(values["prompt"], "prompt", "user", where)
-    return _conversation(prompt + _side(values["completion"], "completion", "assistant", where), where)
+def _from_sides(cells: _Cells) -> Example:
+    turns: list[Turn] = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        if isinstance(cells.value(key), list):
+            of = f" of {cells.shape.column(key)}"
+            turns += read_turns(cells.list(key), cells.row.where, cells.names, of)
+        else:
+            turns.append((role, cells.text(key)))
+    return _conversation(turns, cells.row.where)
 
 
-def _side(value: Any, column: str, role: str, where: str) -> list[tuple[str, str]]:
-    if isinstance(value, list):
-        return _turns(value, where)
-    return [(role, _text(value, column, where))]
+def _from_instruction(cells: _Cells) -> Example:
+    question = cells.text("instruction")
+    given = cells.row.values.get(cells.shape.column("input"))
+    if given is not None and not (isinstance(given, str) and not given.strip()):
+        question += "\n\n" + cells.text("input")
+    return _conversation([("user", question), ("assistant", cells.text("output"))], cells.row.where)
 
 
-def _from_instruction(values: Mapping[str, Any], where: str) -> Example:
-    question = _text(values["instruction"], "instruction", where)
-    if values.get("input") not in (None, ""):
-        question += "\n\n" + _text(values["input"], "input", where)
-    return _conversation([("user", question), ("assistant", _text(values["output"], "output", where))], where)
+def _from_text(cells: _Cells) -> Example:
+    return Text(cells.text("text"))
 
 
-def _from_text(values: Mapping[str, Any], where: str) -> Example:
-    return Text(_text(values["text"], "text", where))
+def _from_quote(cells: _Cells) -> Example:
+    return Text(f"Quote: {cells.text('quote')}\nAuthor: {cells.text('author')}")
 
 
-def _from_quote(values: Mapping[str, Any], where: str) -> Example:
-    quote, author = (_text(values[column], column, where) for column in ("quote", "author"))
-    return Text(f"Quote: {quote}\nAuthor: {author}")
+_BUILDERS: dict[str, Callable[[_Cells], Example]] = {
+    "turns": _from_turns,
+    "alternating": _from_alternating,
+    "sides": _from_sides,
+    "instruction": _from_instruction,
+    "text": _from_text,
+    "quote": _from_quote,
+}
 
 
-_SHAPES = (
-    _Shape(("messages",), _from_messages("messages")),
-    _Shape(("conversations",), _from_messages("conversations")),
-    _Shape(("data",), _from_alternating),
-    _Shape(("prompt", "completion"), _from_prompt),
-    _Shape(("instruction", "output"), _from_instruction, optional=("input",)),
-    _Shape(("text",), _from_text),
-    _Shape(("quote", "author"), _from_quote),
-)
-
-
-def _turns(messages: Sequence[Any], where: str) -> list[tuple[str, str]]:
-    """Read role and text of each message, in either pair of names (role/content, from/value)."""
-    turns = []
-    for number, message in enumerate(messages, start=1):
-        place = f"turn {number}"
-        if not isinstance(message, Mapping):
-            raise DataError(f"{where}: {place} is {_kind(message)}, not an object with role and content.")
-        role, content = ("from", "value") if "from" in message else ("role", "content")
-        if role not in message or content not in message:
-            seen = ", ".join(map(str, message)) or "nothing"
-            raise DataError(f"{where}: {place} has {seen}. Give it role and content, or from and value.")
-        name = message[role]
-        if not isinstance(name, str) or name not in _ROLES:
-            raise DataError(f"{where}: {place} has the unknown role {name!r}. Use system, user or assistant.")
-        silent = (
-            _ROLES[name] == "system" and message[content] == ""
-        )  # many data sets fill the place of a system
-        if not silent:
-            turns.append((_ROLES[name], _text(message[content], f"the content of {place}", where)))
-    return turns
-
-
-def _text(value: Any, place: str, where: str) -> str:
-    if isinstance(value, list):
-        value = "".join(_part(part, place, where) for part in value)
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {place} is {_kind(value)}, not text. Correct or remove the row.")
-    if not value.strip():
-        raise DataError(f"{where}: {place} is empty. Fill it or remove the row.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"{where}: {place} holds half a character at position {error.start + 1} (a lone surrogate)."
-        raise DataError(f"{half} Write the file again.") from None
-    return value
-
-
-def _part(part: Any, place: str, where: str) -> str:
-    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = f"type {part.get('type')!r}" if isinstance(part, Mapping) else _kind(part)
-    raise DataError(f"{where}: {place} has a part of {kind}. Only parts of type 'text' can be learned.")
-
-
-def _list(value: Any, column: str, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise DataError(f"{where}: {column} is {_kind(value)}, not a list. Correct or remove the row.")
-    if not value:
-        raise DataError(f"{where}: {column} is empty. Fill it or remove the row.")
-    return value
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "null", str: "text", bool: "a truth value", int: "a number", float: "a number"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def _conversation(turns: list[tuple[str, str]], where: str, last: str = "assistant") -> Conversation:
+def _conversation(turns: list[Turn], where: str, last: str = "assistant") -> Conversation:
     system = ""
     if turns and turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    _check_order(turns, where, last=last)
+        system, turns = turns[0][1], turns[1:]
+    _check_order([role for role, _ in turns], where, last, bool(system))
     return Conversation(tuple(turns), system)
 
 
-def _check_order(turns: Sequence[tuple[str, str]], where: str, last: str) -> None:
-    roles = [role for role, _ in turns]
+def _check_order(roles: Sequence[str], where: str, last: str, has_system: bool) -> None:
+    fault = None
     if "system" in roles:
-        raise DataError(f"{where}: a system message after the start. Only the first message may be one.")
-    if not roles:
-        raise DataError(f"{where}: no turns. Add some or remove the row.")
-    if roles[0] != "user":
-        raise DataError(f"{where}: begins with an assistant turn. Begin with the user's.")
-    for before, role in pairwise(roles):
-        if before == role:
-            raise DataError(f"{where}: two {role} turns in a row. Join them or remove one.")
-    if roles[-1] != last:
-        raise DataError(f"{where}: ends with the {roles[-1]}'s turn. The last turn must be the {last}'s.")
+        fault = "a system message after the start", "Only the first message may be one."
+        if has_system and roles[0] == "system":
+            fault = "two system messages", "Join them."
+    elif not roles:
+        fault = "no turns", "Add some or remove the row."
+        if has_system:
+            fault = "a system message and no turns", "Add some or remove the row."
+    elif roles[0] != "user":
+        fault = "begins with an assistant turn", "Begin with the user's."
+    else:
+        twice = next((role for before, role in pairwise(roles) if before == role), None)
+        if twice:
+            fault = f"two {twice} turns in a row", "Join them or remove one."
+        elif roles[-1] != last:
+            fault = f"ends with the {roles[-1]}'s turn", f"The last turn must be the {last}'s."
+    if fault:
+        raise RowError(where, *fault)

@@ -1,203 +1,165 @@
 """Rows of local files: JSON Lines, JSON, CSV, Parquet, or a folder of them."""
 
-import csv
 import hashlib
-import json
-import re
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.data.rows import Row, RowError
+from gemma_ft.config.places import DATA_SUFFIXES
+from gemma_ft.data.arrow_rows import count_parquet_rows, parquet_rows
+from gemma_ft.data.csv_rows import csv_rows
+from gemma_ft.data.folders import describe_folder, find_data_files, find_own_splits, name_splits, split_files
+from gemma_ft.data.json_rows import count_jsonl_rows, json_rows, jsonl_rows
+from gemma_ft.data.rows import Row, RowError, one_line, show
 from gemma_ft.errors import DataError
 
-_SHARD = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
-_HELD_OUT = ("test", "valid", "val", "dev", "eval")
-_BATCH_ROWS = 512
+_log = logging.getLogger("gemma_ft")
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    read: Callable[[Path, str], Iterator[Row | RowError]]
+    """Reads a file; the second argument is what it is called in messages."""
+    count: Callable[[Path, str], int] | None = None
+    """Counts its rows faster than by reading them."""
+
+
+_FORMATS = dict(
+    zip(
+        DATA_SUFFIXES,
+        (
+            _Format(jsonl_rows, count_jsonl_rows),
+            _Format(json_rows),
+            _Format(csv_rows),
+            _Format(parquet_rows, count_parquet_rows),
+        ),
+        strict=True,
+    )
+)
 
 
 class LocalFiles:
-    """A file, or the data files of a folder.
+    """A file, which is the split `train`, or the data files of a folder, whose names tell their splits.
 
-    In a folder, the files whose stem starts with a split's name are that split. Where none starts with
-    `train`, every file that is not named after a test or validation split is `train`. A single file is
-    `train`, whatever its name.
+    Args:
+        path: The file or folder, as the user wrote it.
+        prefix: The prefix of the keys that name it, for messages.
+        place: Where it lies, if that is not its path.
+
+    Raises:
+        DataError: It is not there, or holds no data.
     """
 
     revision = None
 
-    def __init__(self, path: str, prefix: str) -> None:
-        self._path = Path(path).expanduser()
-        if self._path.is_dir():
-            self._files = _data_files(self._path)
-        elif self._path.is_file():
-            self._files = [self._path]
-        else:
-            like_hub = path.count("/") <= 1 and not self._path.suffix and not path.startswith((".", "~", "/"))
-            hint = "Check the path" + (f"; for a hub id add {prefix}.source=hub." if like_hub else ".")
-            raise DataError(f"{prefix}.path={path} is no file or folder here. {hint}")
-        for file in self._files:
-            _reader(file)
+    def __init__(self, path: str, prefix: str, place: Path | None = None) -> None:
+        self._path = path
+        key = f"{prefix}.path={show(path, 200)}"
+        with _one_line_errors(key):
+            self._place = place or _expand(path, key)
+            self._is_folder = self._place.is_dir()
+            if not self._is_folder:
+                _check_file(self._place, path, key, prefix)
+            self._files = find_data_files(self._place, key) if self._is_folder else [self._place]
+            said = describe_folder(self._place, self._files) if self._is_folder else ""
+        if said:  # what stands beside the training files is likely meant to be trained on as well
+            level = logging.WARNING if find_own_splits(self._files) else logging.INFO
+            _log.log(level, "%s: %s.", key, said)
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Name the splits that the files' names tell."""
-        names = {_SHARD.sub("", file.stem) or file.stem for file in self._files}
-        return (
-            tuple(dict.fromkeys(["train", *sorted(names)]))
-            if self._split_files("train")
-            else tuple(sorted(names))
-        )
+        return name_splits(self._files) if self._is_folder else ("train",)
 
     def count(self, split: str) -> int:
-        """Count the rows of a split."""
-        return sum(1 for _ in self.rows(split, 0, None))
+        """Count the rows of a split, those that cannot be used as well."""
+        return sum(self._count_file(file) for file in self._split_files(split))
 
     def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row | RowError]:
         """Read the rows of a split from start up to, not including, stop (counted from 0)."""
-        rows = (row for file in self._split_files(split) for row in _file_rows(file))
-        return islice(rows, start, stop)
+        files = self._split_files(split)
+        rows = (row for file in files for row in self._file_rows(file, alone=len(files) == 1))
+        return islice(rows, min(start, sys.maxsize), None if stop is None else min(stop, sys.maxsize))
 
     def identity(self, split: str) -> dict[str, Any]:
         """Hash the bytes of the split's files."""
-        return {"path": str(self._path), "files": file_digests(self._split_files(split))}
+        return {
+            "files": {file.name: file_digest(file, self._name(file)) for file in self._split_files(split)}
+        }
 
-    def _split_files(self, split: str) -> list[Path]:
-        if split == "train" and self._path.is_file():
-            return self._files
-        named = [file for file in self._files if re.match(re.escape(split) + r"(?![A-Za-z])", file.stem)]
-        if split == "train" and not named:
-            return [file for file in self._files if not file.stem.startswith(_HELD_OUT)]
-        return named
+    def _split_files(self, split: str) -> Sequence[Path]:
+        return split_files(self._files, split) if self._is_folder else self._files
 
+    def _name(self, file: Path) -> str:
+        return show(Path(self._path, file.name) if self._is_folder else self._path, 400)
 
-def file_digests(files: Sequence[Path]) -> dict[str, str]:
-    """Hash the bytes of files, in their order; none is held in memory."""
-    digests = {}
-    for file in files:
-        try:
-            with file.open("rb") as content:
-                digests[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error.strerror or error}). Check the file.") from None
-    return digests
+    def _count_file(self, file: Path) -> int:
+        count = _FORMATS[file.suffix.lower()].count
+        name = self._name(file)
+        with _one_line_errors(name):
+            return count(file, name) if count else sum(1 for _ in self._file_rows(file, alone=True))
 
-
-def _data_files(folder: Path) -> list[Path]:
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in _READERS and not f.name.startswith("."))
-    if not files:
-        raise DataError(f"dataset.path={folder} holds no data file. Put {', '.join(_READERS)} files there.")
-    return files
+    def _file_rows(self, file: Path, *, alone: bool) -> Iterator[Row | RowError]:
+        name = self._name(file)
+        empty = True
+        with _one_line_errors(name):
+            for row in _FORMATS[file.suffix.lower()].read(file, name):
+                empty = False
+                yield row
+        if empty and not alone:
+            _log.warning("%s holds no row. Is it complete?", name)
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[Row | RowError]]:
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        raise DataError(f"dataset.path={file} has an unknown extension. Use one of {', '.join(_READERS)}.")
-    return reader
-
-
-def _file_rows(file: Path) -> Iterator[Row | RowError]:
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
     try:
-        yield from _reader(file)(file)
+        yield
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error}). Check the file.") from None
-
-
-def _text_lines(file: Path) -> Iterator[str]:
-    """Decode line by line, so that a byte that is no UTF-8 is found on its line."""
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{file}:{number}: byte {error.start + 1} is no UTF-8. Save the file as UTF-8."
-                ) from None
-
-
-def _jsonl_rows(file: Path) -> Iterator[Row | RowError]:
-    for number, line in enumerate(_text_lines(file), start=1):
-        if line.strip():
-            where = f"{file}:{number}"
-            try:
-                yield Row(where, _as_object(_parse(line.rstrip("\r\n"), where), where))
-            except RowError as error:
-                yield error
-
-
-def _parse(text: str, where: str, hint: str = "Write one JSON object a line.") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: no JSON ({error.msg}, column {error.colno}). {hint}") from None
-    except (ValueError, RecursionError) as error:  # endless digits, endless brackets
-        raise DataError(f"{where}: no JSON that can be read ({error}). {hint}") from None
-
-
-def _as_object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "text", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
-        raise DataError(f"{where}: {kind} where an object with columns must stand. Write {{...}}.")
-    return value
-
-
-def _json_rows(file: Path) -> Iterator[Row | RowError]:
-    value = _parse("".join(_text_lines(file)), str(file), "Is it one object a line? Then name it .jsonl.")
-    if isinstance(value, dict):
-        lists = [item for item in value.values() if isinstance(item, list)]
-        value = lists[0] if len(lists) == 1 else value
-    if not isinstance(value, list):
+        cause = one_line(error.strerror or error)
         raise DataError(
-            f"{file}: neither a list of objects nor an object with one list. Use .jsonl for single rows."
-        )
-    for number, item in enumerate(value, start=1):
-        yield Row(f"{file}:{number}", _as_object(item, f"{file}:{number}"))
-
-
-def _csv_rows(file: Path) -> Iterator[Row | RowError]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(_text_lines(file), strict=True)
-    first = 1
-    header: list[str] | None = None
-    try:
-        for fields in reader:
-            where, first = f"{file}:{first}", reader.line_num + 1
-            if header is None:
-                header = fields
-            elif fields:
-                if len(fields) != len(header):
-                    raise DataError(
-                        f"{where}: {len(fields)} fields under a header of {len(header)}. Quote commas."
-                    )
-                yield Row(where, dict(zip(header, fields, strict=True)))
-    except csv.Error as error:
-        raise DataError(f"{file}:{first}: no CSV ({error}). Check the quotes.") from None
-
-
-def _parquet_rows(file: Path) -> Iterator[Row | RowError]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(f"{file}:{number}", values)
-    except pyarrow.ArrowException as error:
-        cause = " ".join(str(error).split())
+            f"{name}: cannot be read ({cause}). Check that it is a file that you may read."
+        ) from None
+    except MemoryError:
         raise DataError(
-            f"{file}:{number + 1}: no Parquet that can be read ({cause}). Write it again."
+            f"{name}: does not fit into memory. Write it as .jsonl, which is read by lines."
         ) from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row | RowError]]] = {
-    ".jsonl": _jsonl_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}
+def _expand(path: str, key: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise DataError(f"{key} cannot be found ({one_line(error)}). Check the path.") from None
+
+
+def _check_file(file: Path, path: str, key: str, prefix: str) -> None:
+    if file.is_file():
+        if file.suffix.lower() not in _FORMATS:
+            raise DataError(f"{key} has an unknown extension. Use one of {', '.join(_FORMATS)}.")
+        return
+    if file.exists():
+        raise DataError(f"{key} is a pipe or a device, not a file. Write the rows into a file first.")
+    if file.is_symlink():
+        raise DataError(f"{key} is a link that leads nowhere. Check where it points.")
+    like_hub = path.count("/") <= 1 and not file.suffix and not path.startswith((".", "~", "/"))
+    hint = f"Check the path; for a hub id add {prefix}.source=hub." if like_hub else "Check the path."
+    raise DataError(f"{key} is no file or folder here. {hint}")
+
+
+def file_digest(file: Path, name: str) -> str:
+    """Hash the bytes of a file without holding them in memory.
+
+    Args:
+        file: The file.
+        name: What it is called in messages.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    with _one_line_errors(name), file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

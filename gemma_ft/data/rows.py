@@ -1,13 +1,32 @@
 """A row of a data set with its place, a row's fault, and which rows a split expression means."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, Protocol
 
 from gemma_ft.config.places import SPLIT_PART
 from gemma_ft.errors import DataError
 
 _SHOWN = 60
+_KINDS = {
+    type(None): "null",
+    str: "text",
+    bool: "true/false",
+    int: "a whole number",
+    float: "a number",
+    Decimal: "a number",
+    dict: "an object",
+    list: "a list",
+    tuple: "a list",
+    bytes: "bytes",
+    date: "a date",
+    datetime: "a date",
+    time: "a time",
+    timedelta: "a duration",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +149,15 @@ def show(text: object, most: int = _SHOWN) -> str:
     if said.isprintable():
         return said
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+
+
+def kind_of(value: object) -> str:
+    """Name what a value is in the words of data, not of Python."""
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"  # what libraries write for a missing value
+    return next((_KINDS[kind] for kind in type(value).__mro__ if kind in _KINDS), "a value of another kind")
+
+
+def one_line(error: object, most: int = 300) -> str:
+    """Put what a library says into one line without its full stop."""
+    return show(" ".join(str(error).split()), most).rstrip(".")

@@ -7,7 +7,7 @@ from typing import Any
 from gemma_ft.config.rows import DataSource, RowsConfig
 from gemma_ft.data.files import LocalFiles
 from gemma_ft.data.hub_rows import HubRows
-from gemma_ft.data.packages import PackageRows
+from gemma_ft.data.packages import open_package
 from gemma_ft.data.rows import Row, RowError, Source, SplitPart, parse_split
 from gemma_ft.errors import DataError
 
@@ -26,7 +26,7 @@ def open_source(rows: RowsConfig, prefix: str = "dataset") -> Source:
         HubError: The hub is needed and does not give it.
     """
     if rows.source is DataSource.package:
-        return PackageRows(rows.path, prefix)
+        return open_package(rows.path, prefix)
     if rows.source is DataSource.local or Path(rows.path).expanduser().exists():
         return LocalFiles(rows.path, prefix)
     return HubRows(rows.path, config=rows.config, revision=rows.revision, prefix=prefix)

@@ -1,11 +1,13 @@
+import hashlib
 import json
+import sys
 
 import pytest
 
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.rows import DataSource
 from gemma_ft.data.rows import parse_split
-from gemma_ft.data.sources import load_rows, open_source
+from gemma_ft.data.sources import identify_split, load_split, open_source
 from gemma_ft.errors import DataError, HubError
 
 ROWS = [{"text": letter} for letter in "abcdefghij"]
@@ -13,8 +15,11 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def local(path, split="train", **keys):
-    dataset = DatasetConfig(source=DataSource.local, path=str(path), split=split, **keys)
-    return list(load_rows(dataset, split))
+    return read(DatasetConfig(source=DataSource.local, path=str(path), split=split, **keys), split)
+
+
+def read(dataset, split="train"):
+    return list(load_split(open_source(dataset), split, name=dataset.path, key="dataset.split"))
 
 
 def texts(rows):
@@ -90,17 +95,140 @@ def test_the_files_of_a_folder_follow_each_other_in_the_order_of_their_names(tmp
     assert texts(local(tmp_path)) == "abc"
 
 
+def folder_of(folder, *names):
+    for name in names:
+        (folder / name).write_text(f'{{"text": "{name.partition(".")[0]} "}}\n')
+    return folder
+
+
 def test_files_named_after_a_split_are_that_split(tmp_path):
-    for name in ("train-00000-of-00002", "train-00001-of-00002", "test", "training_notes"):
-        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name} "}}\n')
+    names = ("train-00000-of-00002", "train-00001-of-00002", "test", "training_notes")
+    folder_of(tmp_path, *(f"{name}.jsonl" for name in names))
     assert texts(local(tmp_path)) == "train-00000-of-00002 train-00001-of-00002 "
     assert texts(local(tmp_path, "test")) == "test "
+    assert texts(local(tmp_path, "training_notes")) == "training_notes "
 
 
 def test_a_test_file_is_never_part_of_the_training_split(tmp_path):
-    (tmp_path / "mine.jsonl").write_text('{"text": "mine"}\n')
-    (tmp_path / "test.jsonl").write_text('{"text": "test"}\n')
-    assert texts(local(tmp_path)) == "mine"
+    for names in (
+        ("mine.jsonl", "test.jsonl"),
+        ("mine.jsonl", "mine_test.jsonl", "mine-val-2.jsonl"),
+        ("mine.jsonl", "Test.jsonl", "VALIDATION.jsonl", "testing.jsonl", "eval_1.jsonl"),
+    ):
+        folder = tmp_path / str(len(names))
+        folder.mkdir()
+        assert texts(local(folder_of(folder, *names))) == "mine "
+
+
+def test_a_folder_of_several_files_says_once_which_of_them_are_which_split(tmp_path, caplog):
+    caplog.set_level("INFO", logger="gemma_ft")
+    local(folder_of(tmp_path, "only.jsonl"))
+    assert caplog.messages == []
+    folder_of(tmp_path, "train_extra.jsonl", "test.jsonl", "a.jsonl", "b.jsonl", "notes.txt", ".hidden.jsonl")
+    (tmp_path / "raw").mkdir()
+    local(tmp_path)
+    assert caplog.messages == [
+        f"dataset.path={tmp_path}: train is train_extra.jsonl; test is test.jsonl; splits of their own names "
+        "are a.jsonl, b.jsonl, only.jsonl; not read: notes.txt, raw/."
+    ]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_many_files_of_one_split_are_named_in_short(tmp_path, caplog):
+    caplog.set_level("INFO", logger="gemma_ft")
+    local(folder_of(tmp_path, *(f"part-{number}.jsonl" for number in range(8))))
+    first = ", ".join(f"part-{number}.jsonl" for number in range(5))
+    assert caplog.messages == [f"dataset.path={tmp_path}: train is {first} and 3 more."]
+    assert caplog.records[0].levelname == "INFO"
+
+
+def test_an_empty_file_among_others_is_warned_of(tmp_path, caplog):
+    folder_of(tmp_path, "train-0.jsonl", "train-2.jsonl")
+    (tmp_path / "train-1.jsonl").write_text("\n")
+    assert texts(local(tmp_path)) == "train-0 train-2 "
+    assert caplog.messages == [f"{tmp_path}/train-1.jsonl holds no row. Is it complete?"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train.csv", "train.jsonl"),
+            r"holds train\.csv and train\.jsonl, the same name twice\. Take one away, or name one file\.$",
+        ),
+        (
+            ("train_test.jsonl",),
+            r"holds train_test\.jsonl, which is named after train and test\. Rename it\.$",
+        ),
+        (
+            ("data-00000-of-00001.arrow", "state.json"),
+            r"was written by save_to_disk\. Write it with to_parquet or to_json instead\.$",
+        ),
+        (
+            ("dataset_infos.json", "x.txt"),
+            r"holds no data file\. Put \.jsonl, \.json, \.csv, \.parquet files",
+        ),
+    ],
+)
+def test_a_folder_whose_files_can_mean_two_things_is_refused(tmp_path, names, message):
+    with pytest.raises(DataError, match=rf"^dataset\.path={tmp_path} {message}"):
+        local(folder_of(tmp_path, *names))
+
+
+def test_a_folder_with_its_data_in_a_subfolder_says_which(tmp_path):
+    (tmp_path / "data").mkdir()
+    folder_of(tmp_path / "data", "train.jsonl")
+    with pytest.raises(DataError, match=r"holds no data file\. Its folder data does: name that\.$"):
+        local(tmp_path)
+
+
+def test_a_single_file_is_the_split_train_and_no_other(tmp_path):
+    (tmp_path / "test.jsonl").write_text(JSONL)
+    assert texts(local(tmp_path / "test.jsonl")) == "abcdefghij"
+    with pytest.raises(
+        DataError, match=r"^dataset\.split=test is not in .*, which has: train\. Choose one\.$"
+    ):
+        local(tmp_path / "test.jsonl", "test")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_equal_bytes_are_one_identity_and_other_bytes_another(ten, suffix):
+    file = ten / f"x.{suffix}"
+
+    def identity(split="train"):
+        source = open_source(DatasetConfig(path=str(file)))
+        return identify_split(source, split, name="x", key="dataset.split")
+
+    before = identity()
+    assert before == identity() == json.loads(json.dumps(before))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert before == {"split": "train", "rows": {"train": {"files": {file.name: digest}}}}
+    assert identity("train[:5]") != before
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert identity() != before
+    with pytest.raises(DataError, match=r"dataset\.split=dev is not in x, which has: train\."):
+        identity("dev")
+
+
+def test_the_identity_of_a_split_is_of_its_files_alone(tmp_path):
+    folder_of(tmp_path, "train-1.jsonl", "train-2.jsonl", "test.jsonl")
+    source = open_source(DatasetConfig(path=str(tmp_path)))
+    assert list(source.identity("train")["files"]) == ["train-1.jsonl", "train-2.jsonl"]
+    assert list(source.identity("test")["files"]) == ["test.jsonl"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_a_split_counts_its_rows_without_those_that_are_no_rows(ten, suffix):
+    file = ten / f"x.{suffix}"
+    if suffix != "parquet":
+        file.write_bytes(file.read_bytes() + b"\n\n")
+    assert open_source(DatasetConfig(path=str(file))).count("train") == 10
+
+
+def test_a_slice_far_beyond_the_end_is_empty(ten):
+    for split in ("train[99999999999999999999:]", "train[5:2]", "train[10:99999999999999999999]"):
+        with pytest.raises(DataError, match=r"x\.jsonl has no row in dataset\.split="):
+            local(ten / "x.jsonl", split)
 
 
 def test_a_missing_split_says_which_ones_exist(tmp_path):
@@ -110,55 +238,9 @@ def test_a_missing_split_says_which_ones_exist(tmp_path):
         DataError, match=r"dataset\.split=dev is not in .*, which has: train, test\. Choose one\."
     ):
         local(tmp_path, "dev")
-    dataset = DatasetConfig(path=str(tmp_path), eval_split="dev")
-    with pytest.raises(DataError, match=r"^dataset\.eval_split=dev is not in"):
-        list(load_rows(dataset, "dev"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "x.jsonl",
-            b'{"a": 1}\n\n{"a": \n',
-            r"x\.jsonl:3: no JSON \(Expecting value, column 7\)\. Write one",
-        ),
-        (
-            "x.jsonl",
-            b'{"a": 1}\n{"a": "\xff"}\n',
-            r"x\.jsonl:2: byte 8 is no UTF-8\. Save the file as UTF-8\.",
-        ),
-        ("x.jsonl", b'{"a": 1}\n[1]\n', r"x\.jsonl:2: a list where an object with columns must stand\."),
-        ("x.jsonl", b"null\n", r"x\.jsonl:1: null where an object"),
-        ("x.jsonl", b"[" * 100_000, r"x\.jsonl:1: no JSON that can be read"),
-        (
-            "x.jsonl",
-            b'{"a": ' + b"9" * 5000 + b"}",
-            r"x\.jsonl:1: no JSON that can be read \(Exceeds the limit",
-        ),
-        ("x.jsonl", b"\n \n", r"x\.jsonl has no row in dataset\.split=train\. Check the file"),
-        ("x.json", b'[{"a": 1}, "b"]', r"x\.json:2: text where an object"),
-        ("x.json", b'{"a": 1}\n{"a": 2}\n', r"x\.json: no JSON \(Extra data.*Then name it \.jsonl\."),
-        ("x.json", b'{"a": [], "b": []}', r"x\.json: neither a list of objects nor an object with one list"),
-        ("x.json", b"[]", r"x\.json has no row in"),
-        ("x.json", b'[{"a": "\xff"}]', r"x\.json:1: byte 9 is no UTF-8"),
-        ("x.csv", b"a,b\n1,2\n1,2,3\n", r"x\.csv:3: 3 fields under a header of 2\. Quote commas\."),
-        ("x.csv", b'a\n"1\n2"\n"3', r"x\.csv:4: no CSV \(unexpected end of data\)\. Check the quotes\."),
-        ("x.csv", b"a\n\xff\n", r"x\.csv:2: byte 1 is no UTF-8"),
-        ("x.csv", b"", r"x\.csv has no row in"),
-        (
-            "x.parquet",
-            b"PAR1 not really PAR1",
-            r"x\.parquet:1: no Parquet that can be read \(.*\)\. Write it again\.",
-        ),
-        ("x.txt", b"a", r"x\.txt has an unknown extension\. Use one of \.jsonl, \.json, \.csv, \.parquet\."),
-    ],
-)
-def test_a_file_that_cannot_be_read_is_named_with_its_line(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
-        local(tmp_path / name)
-    assert "\n" not in str(caught.value)
+    source = open_source(DatasetConfig(path=str(tmp_path)))
+    with pytest.raises(DataError, match=r"^dataset\.mixture\.a\.eval_split=dev is not in"):
+        list(load_split(source, "dev", name="x", key="dataset.mixture.a.eval_split"))
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
@@ -195,7 +277,7 @@ def test_a_hub_id_that_is_a_local_folder_is_read_locally(tmp_path, monkeypatch):
     (tmp_path / "own" / "data").mkdir(parents=True)
     (tmp_path / "own" / "data" / "train.jsonl").write_text(JSONL)
     dataset = DatasetConfig(source=DataSource.hub, path="own/data")
-    assert texts(load_rows(dataset, "train")) == "abcdefghij"
+    assert texts(read(dataset)) == "abcdefghij"
 
 
 def test_the_chatterbot_corpus_is_read_from_its_package():
@@ -231,14 +313,67 @@ def test_a_last_remark_without_an_answer_is_left_out():
     ]
 
 
-def test_an_unknown_or_missing_package_is_refused(monkeypatch):
-    with pytest.raises(
-        DataError, match=r"dataset\.path=numpy is no package whose rows are known\. Use chatterbot"
-    ):
-        open_source(DatasetConfig(source=DataSource.package, path="numpy"))
+PACKAGED = DataSource.package
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Install a package that cannot be imported, with data of its own."""
+    (tmp_path / "some_quotes" / "data").mkdir(parents=True)
+    (tmp_path / "some_quotes" / "__init__.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "some_quotes" / "data" / "train.jsonl").write_text(JSONL + "{broken\n")
+    (tmp_path / "single.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", ["some_quotes/data/train.jsonl", "some-quotes/data/train.jsonl"])
+def test_the_data_file_of_any_package_is_read_without_importing_it(package, path):
+    rows = read(DatasetConfig(source=PACKAGED, path=path))
+    assert texts(rows[:10]) == "abcdefghij"
+    assert [row.where for row in rows[:2]] == [f"{path}:1", f"{path}:2"]
+    assert str(rows[10]).startswith(f"{path}:11: no JSON (")
+    assert "some_quotes" not in sys.modules
+
+
+def test_the_data_folder_of_a_package_has_splits(package):
+    source = open_source(DatasetConfig(source=PACKAGED, path="some_quotes/data"))
+    assert source.splits == ("train",)
+    assert next(source.rows("train", 0, None)).where == "some_quotes/data/train.jsonl:1"
+    assert list(source.identity("train")["files"]) == ["train.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "numpy",
+            r"is no package whose rows are known\. Use chatterbot_corpus, or name its file: PACKAGE/FILE",
+        ),
+        ("no_such_package/x.jsonl", r"is not installed\. Run pip install no-such-package\."),
+        ("no such/x.jsonl", r"is not installed\. Run pip install no such\."),
+        ("single/x.jsonl", r"is a single module without files\. Name a package\."),
+        ("some_quotes/../x.jsonl", r"leads out of the package\. Use dataset=local for files of your own\."),
+        ("some_quotes/data/x.jsonl", r"is no file or folder here\. Check the path\."),
+        ("some_quotes/__init__.py", r"has an unknown extension\. Use one of"),
+    ],
+)
+def test_a_package_without_such_rows_is_refused(package, path, message):
+    with pytest.raises(DataError, match=rf"^dataset\.path={path} {message}"):
+        open_source(DatasetConfig(source=PACKAGED, path=path))
+
+
+def test_a_corpus_that_is_not_installed_names_the_package_to_install(monkeypatch):
     monkeypatch.setattr("gemma_ft.data.packages.find_spec", lambda _: None)
     with pytest.raises(DataError, match=r"is not installed\. Run pip install chatterbot-corpus\."):
-        open_source(DatasetConfig(source=DataSource.package, path="chatterbot_corpus"))
+        open_source(DatasetConfig(source=PACKAGED, path="chatterbot_corpus"))
+
+
+def test_the_corpus_is_known_by_the_bytes_of_its_files():
+    source = open_source(DatasetConfig(source=PACKAGED, path="chatterbot_corpus"))
+    files = source.identity("train")["files"]
+    assert "ai.yml" in files
+    assert all(len(digest) == 64 for digest in files.values())
 
 
 def test_a_hub_error_and_a_data_error_end_in_the_code_of_a_wrong_configuration():
