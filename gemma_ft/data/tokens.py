@@ -1,12 +1,15 @@
 """Gemma's token contract: which ids an example becomes, which of them are learned, and where a row ends."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 from gemma_ft import families
 from gemma_ft.config.dataset import DatasetConfig, LossTarget, OnLongRow, Trim
-from gemma_ft.data.conversations import Conversation, Example, Text, build_prompt
+from gemma_ft.data.conversations import Conversation, Example, Text, build_prompt, fold_system
+from gemma_ft.data.splitting import last_turns, split_text, split_turns
 from gemma_ft.data.turns import EncodedTurn, control_ids, encode_texts, encode_turns
 
 if TYPE_CHECKING:
@@ -69,17 +72,6 @@ class Encoded:
         return self.full_length > len(self.input_ids)
 
 
-def encode(
-    example: Example, tokenizer: "PreTrainedTokenizerFast", loss_on: LossTarget, max_length: int
-) -> tuple[list[int], list[int]]:
-    """Turn one example into ids and labels of one row: cut at max_length, trimmed as the template does."""
-    rules = TokenRules(
-        loss_on=loss_on, trim=Trim.template, on_long_row=OnLongRow.truncate, max_length=max_length
-    )
-    (row,) = encode_batch([example], tokenizer, rules)[0]
-    return row.input_ids.tolist(), row.labels.tolist()
-
-
 def encode_batch(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerFast", rules: TokenRules
 ) -> list[list[Encoded]]:
@@ -95,19 +87,46 @@ def encode_batch(
         rules: What is learned, and what becomes of a long example.
 
     Returns:
-        The rows of each example: one, none when it is dropped as too long, several when it is split.
+        The rows of each example: one, none when it is dropped as too long, several when it is split. A row
+        whose learned turns were all cut off is given too, with nothing in the loss.
     """
-    rows = _Rows(tokenizer, rules)
+    layout = _Layout(tokenizer, rules)
     talks = [example for example in examples if isinstance(example, Conversation)]
-    turns = iter(encode_turns([talk.messages for talk in talks], tokenizer, rules.trim))
     texts = iter(encode_texts([example.text for example in examples if isinstance(example, Text)], tokenizer))
+    turns = iter(_parts(talks, tokenizer, rules))
     return [
-        rows.of_text(next(texts)) if isinstance(example, Text) else rows.of_turns(next(turns))
+        layout.of_text(next(texts)) if isinstance(example, Text) else layout.of_parts(next(turns))
         for example in examples
     ]
 
 
-class _Rows:
+def _parts(
+    talks: Sequence[Conversation], tokenizer: "PreTrainedTokenizerFast", rules: TokenRules
+) -> list[list[list[EncodedTurn]]]:
+    """Tokenise conversations, each as the turns of its rows."""
+    encoded = encode_turns([fold_system(talk) for talk in talks], tokenizer, rules.trim)
+    parts = [[turns] for turns in encoded]
+    if rules.on_long_row is not OnLongRow.split:
+        return parts
+    room = rules.max_length - 1  # for BOS
+    long = [n for n, turns in enumerate(encoded) if sum(len(turn.ids) for turn in turns) > room]
+    told = [n for n in long if talks[n].system]
+    begun = encode_turns([_openings(talks[n]) for n in told], tokenizer, rules.trim)
+    openings = dict(zip(told, begun, strict=True))
+    for n in long:
+        opened = openings.get(n, encoded[n][::2])
+        if rules.loss_on is LossTarget.last_turn:
+            parts[n] = [last_turns(encoded[n], opened, room)]
+        else:
+            parts[n] = split_turns(encoded[n], opened, room)
+    return parts
+
+
+def _openings(talk: Conversation) -> list[tuple[str, str]]:
+    return [fold_system(Conversation((turn,), talk.system))[0] for turn in talk.messages[::2]]
+
+
+class _Layout:
     """Lays tokens out as rows, by one set of rules."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", rules: TokenRules) -> None:
@@ -117,10 +136,20 @@ class _Rows:
 
     def of_text(self, ids: Sequence[int]) -> list[Encoded]:
         """Lay out a plain text."""
-        return self._one([self._bos, *ids, self._eos], [(1, len(ids) + 2)], [])
+        body: list[Sequence[int]] = [[*ids, self._eos]]
+        if self._rules.on_long_row is OnLongRow.split:
+            body = split_text(body[0], self._rules.max_length - 1)
+        rows = (self._row([self._bos, *part], [(1, len(part) + 1)], []) for part in body)
+        return [row for row in rows if self._wanted(row)]
 
-    def of_turns(self, turns: Sequence[EncodedTurn]) -> list[Encoded]:
-        """Lay out a conversation."""
+    def of_parts(self, parts: Sequence[Sequence[EncodedTurn]]) -> list[Encoded]:
+        """Lay out the parts of a conversation."""
+        return [row for row in map(self._of_turns, parts) if self._wanted(row)]
+
+    def _wanted(self, row: Encoded) -> bool:
+        return self._rules.on_long_row is not OnLongRow.drop or not row.cut
+
+    def _of_turns(self, turns: Sequence[EncodedTurn]) -> Encoded:
         ids, spans, ends = [self._bos], [], []
         last = len(turns) - 1
         for number, turn in enumerate(turns):
@@ -133,26 +162,48 @@ class _Rows:
                 spans.append((start + turn.head, len(ids)))
             if learned:
                 ends.append(start + turn.end)
-        return self._one(ids, spans, ends)
+        return self._row(ids, spans, ends)
 
-    def _one(
-        self, ids: Sequence[int], spans: Sequence[tuple[int, int]], ends: Sequence[int]
-    ) -> list[Encoded]:
+    def _row(self, ids: Sequence[int], spans: Sequence[tuple[int, int]], ends: Sequence[int]) -> Encoded:
         import numpy as np
 
-        if len(ids) > self._rules.max_length and self._rules.on_long_row is OnLongRow.drop:
-            return []
         input_ids = np.array(ids[: self._rules.max_length], dtype=np.int32)
         labels = np.full_like(input_ids, NOT_LEARNED)
         for start, stop in spans:
             labels[start:stop] = input_ids[start:stop]
+        # A cut right behind <end_of_turn> costs its line break only: that the turn ends is still learned.
         whole = sum(end < len(input_ids) for end in ends)
-        return [Encoded(input_ids, labels, len(ids), turns=whole, turns_cut=len(ends) - whole)]
+        return Encoded(input_ids, labels, len(ids), turns=whole, turns_cut=len(ends) - whole)
+
+
+def find_control_token(example: Example, tokenizer: "PreTrainedTokenizerFast") -> str | None:
+    """Return the first control token that is typed in an example's text, of all that the tokenizer has."""
+    if isinstance(example, Text):
+        texts = [example.text]
+    else:
+        texts = [example.system, *(text for _, text in example.messages)]
+    pattern = _control_pattern(tokenizer)
+    return next((found[0] for found in map(pattern.search, texts) if found), None)
+
+
+@lru_cache(maxsize=1)
+def _control_pattern(tokenizer: "PreTrainedTokenizerFast") -> re.Pattern[str]:
+    tokens = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    return re.compile("|".join(re.escape(token.content) for token in tokens if token.special))
+
+
+def encode(example: Example, tokenizer: "PreTrainedTokenizerFast", trim: Trim = Trim.template) -> list[int]:
+    """Turn an example into the ids of one row, however long."""
+    rules = TokenRules(
+        loss_on=LossTarget.all, trim=trim, on_long_row=OnLongRow.truncate, max_length=_UNBOUNDED
+    )
+    ids: list[int] = encode_batch([example], tokenizer, rules)[0][0].input_ids.tolist()
+    return ids
 
 
 def text_ids(tokenizer: "PreTrainedTokenizerFast", text: str) -> list[int]:
     """Turn plain text into the ids that the model goes on from, as a row of plain text begins."""
-    return encode(Text(text), tokenizer, LossTarget.all, _UNBOUNDED)[0][:-1]
+    return encode(Text(text), tokenizer)[:-1]
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mapping[str, str]]) -> list[int]:
@@ -166,6 +217,6 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerFast", messages: Sequence[Mapping[
         DataError: The messages do not alternate, or the last one is not the user's.
     """
     turns = build_prompt(messages)
-    whole = encode(Conversation(turns), tokenizer, LossTarget.all, _UNBOUNDED)[0]
+    whole = encode(Conversation(turns), tokenizer)
     (header,) = encode_texts([families.MODEL_HEADER], tokenizer)
     return [*whole, control_ids(tokenizer)[families.START_OF_TURN], *header]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft import hub
 from gemma_ft.config.schema import ModelConfig
 from gemma_ft.errors import ModelError
-from gemma_ft.families import Family, family_of, load_chat_template
+from gemma_ft.families import END_OF_TURN, START_OF_TURN, Family, family_of, load_chat_template
 from gemma_ft.modeling.tiny import TINY, load_tiny
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def fetch_weights(checkpoint: Checkpoint) -> Path:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
-    """Load the tokenizer, with Gemma's turn format where it has no template of its own."""
+    """Load the tokenizer, made whole where the base's is not: with Gemma's chat template and turn tokens."""
     from transformers import AutoTokenizer
 
     try:
@@ -118,4 +118,16 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
         ) from error
     if not tokenizer.chat_template:
         tokenizer.chat_template = load_chat_template()
+    _register_turns(tokenizer)
     return tokenizer
+
+
+def _register_turns(tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Make the turn tokens tokens of their own: Gemma 1's bases have them in the vocabulary only."""
+    from tokenizers import AddedToken
+
+    backend = tokenizer.backend_tokenizer
+    added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for token in (START_OF_TURN, END_OF_TURN):
+        if token not in added and backend.token_to_id(token) is not None:
+            tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)

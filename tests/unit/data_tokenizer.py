@@ -1,11 +1,14 @@
 """A small tokenizer of Gemma's kind: byte-fallback BPE with Gemma's special tokens at Gemma's ids."""
 
+import os
 import string
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from gemma_ft import families
+from gemma_ft.modeling.checkpoint import Checkpoint, load_tokenizer
 
 SPECIAL = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4}
 START, END = 106, 107
@@ -25,6 +28,20 @@ MERGES = [
     ("H", "i"),
     ("o", "k"),
 ]
+
+
+def find_tokenizers():
+    """Name the folders of real tokenizers that the tests are asked to use as well."""
+    return [folder for folder in os.environ.get("GEMMA_TOKENIZERS", "").split(":") if folder]
+
+
+def load_folder(folder):
+    """Load a tokenizer from a folder as a run does, with the family whose ids it has."""
+    family = families.FAMILIES[0]
+    checkpoint = Checkpoint(path=folder, folder=Path(folder), config={}, family=family, revision=None)
+    tokenizer = load_tokenizer(checkpoint)
+    start = tokenizer.convert_tokens_to_ids(families.START_OF_TURN)
+    return tokenizer, next(family for family in families.FAMILIES if family.start_of_turn_id == start)
 
 
 def build_tokenizer(merges=()):
