@@ -104,7 +104,7 @@ class DatasetConfig(RowsConfig):
     near_duplicates: NearCopies = NearCopies.ignore
     """Look for training rows that are almost alike (MinHash; needs rensa): report or drop them."""
     near_duplicate_threshold: float = 0.8
-    """Jaccard similarity of token 5-grams from which two rows are almost alike."""
+    """Jaccard similarity of token 5-grams from which two rows, and their answers, are almost alike."""
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
