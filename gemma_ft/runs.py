@@ -51,6 +51,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
         self.data = self.path / "data.json"
+        self.dropped = self.path / "dropped.jsonl"
         self.metrics = self.path / "metrics.jsonl"
         self.status = self.path / "status.json"
         self.checkpoints = self.path / "checkpoints"

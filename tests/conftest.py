@@ -12,11 +12,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices: more threads mos
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests of GPUs set it themselves
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A cache of this session's own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled checkpoint, built once for this session in a cache of its own."""
-    cache = tmp_path_factory.mktemp("cache")
-    os.environ["XDG_CACHE_HOME"] = str(cache)
+def tiny(_cache: None) -> Path:
+    """The bundled checkpoint, built once for this session."""
     from gemma_ft.modeling.tiny import load_tiny
 
     return load_tiny()

@@ -171,22 +171,16 @@ class _Checker:
         unknown = [
             f"{key}={value} is no key of a run. {advice(key)}" for key, value in found if not key_type(key)
         ]
-        problems: list[str | None] = [*unknown] or [
-            self._take_value(key, self._written(value)) for key, value in found
-        ]
+        taken = () if unknown else [self._take_value(key, self._written(value)) for key, value in found]
         self._declare(reading.values[0])
-        return "\n".join(problem for problem in problems if problem) or None
+        return "\n".join([*unknown, *(problem for problem in taken if problem)]) or None
 
     def _declare(self, sources: Iterable[str]) -> None:
         """Make room for sources of a mixture, in one word: a sweeper keeps one word a key."""
-        old = f"++{MIXTURE}={{{','.join(f'{name}:{{}}' for name in self.sources)}}}"
         self.sources = list(dict.fromkeys([*self.sources, *sources]))
-        new = f"++{MIXTURE}={{{','.join(f'{name}:{{}}' for name in self.sources)}}}"
-        words = self.checked.words
-        if old in words:
-            words[words.index(old)] = new
-        else:
-            words.append(new)
+        word = f"++{MIXTURE}={{{','.join(f'{name}:{{}}' for name in self.sources)}}}"
+        others = [other for other in self.checked.words if not other.startswith(f"++{MIXTURE}=")]
+        self.checked.words = [word, *others]
 
     def _take_extra(self, key: str, raw: str) -> str | None:
         reading = self._reading(raw)

@@ -61,7 +61,7 @@ def parquet_rows(file: Path, name: str) -> Iterator[Row | RowError]:
     with file.open("rb") as content:
         refuse_foreign(file.suffix, content.peek(HEAD_BYTES)[:HEAD_BYTES], name)
     try:
-        with parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES) as table:
+        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as table:
             _check_columns(table.schema_arrow.names, name)
             for batch in table.iter_batches(batch_size=BATCH_ROWS):
                 yield from arrow_rows(batch, name, number)

@@ -6,31 +6,37 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from gemma_ft.data.conversations import Example, Text
+from gemma_ft.data.conversations import Example, Text, fold_system
 
 T = TypeVar("T")
+
+DIGEST_BYTES = 32
+"""Length of a content digest."""
 
 
 def content_digest(example: Example) -> bytes:
     """Hash what an example says, whatever file, shape or place it came from."""
-    content = example.text if isinstance(example, Text) else example.messages
+    if isinstance(example, Text):
+        content: object = example.text
+    else:
+        content = [[role, text.rstrip()] for role, text in fold_system(example)]
+        content[0][1] = content[0][1].lstrip()  # type: ignore[index]
     return hashlib.sha256(json.dumps(content, ensure_ascii=False).encode("utf-8")).digest()
 
 
-def hold_out(digests: Iterable[bytes], fraction: float, seed: int) -> set[bytes]:
+def hold_out(distinct: Sequence[bytes], fraction: float, seed: int) -> set[bytes]:
     """Choose a share of the distinct rows, at least one.
 
     Copies of a row share its digest, so that they fall on one side. Rows that are added or removed move no
     other row across, but for the few at the border of the share.
 
     Args:
-        digests: Content of every row.
+        distinct: Content of the rows, each once.
         fraction: Share of the distinct rows; 0 chooses none.
         seed: Chooses another set.
     """
-    distinct = set(digests)
     number = max(1, round(fraction * len(distinct))) if fraction > 0 and distinct else 0
-    return set(heapq.nsmallest(number, distinct, key=lambda digest: _rank(digest, seed)))
+    return set(heapq.nsmallest(number, distinct, key=lambda digest: rank(digest, seed)))
 
 
 def pick(items: Iterable[tuple[T, bytes]], most: int | None, seed: int) -> Sequence[tuple[T, bytes]]:
@@ -43,9 +49,10 @@ def pick(items: Iterable[tuple[T, bytes]], most: int | None, seed: int) -> Seque
     """
     if most is None:
         return list(items)
-    ranked = heapq.nsmallest(most, enumerate(items), key=lambda entry: (_rank(entry[1][1], seed), entry[0]))
+    ranked = heapq.nsmallest(most, enumerate(items), key=lambda entry: (rank(entry[1][1], seed), entry[0]))
     return [item for _, item in sorted(ranked, key=lambda entry: entry[0])]
 
 
-def _rank(digest: bytes, seed: int) -> bytes:
+def rank(digest: bytes, seed: int) -> bytes:
+    """Give a row its place in an order that content and seed shuffle."""
     return hashlib.sha256(b"%d:" % seed + digest).digest()

@@ -1,4 +1,4 @@
-"""Rows of a data set on the hub."""
+"""Rows of a data set on the hub, downloaded whole."""
 
 import logging
 from collections.abc import Iterator
@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft import hub
-from gemma_ft.data.rows import Row, RowError
+from gemma_ft.data.arrow_rows import BATCH_ROWS, arrow_rows
+from gemma_ft.data.rows import Row, RowError, one_line
 from gemma_ft.errors import DataError, GemmaFTError
-
-_BATCH_ROWS = 512
 
 
 class HubRows:
-    """A data set of the hub, or its copy in the cache where the hub cannot be reached."""
+    """A data set of the hub, or its copy in the cache where the hub cannot be reached.
+
+    Args:
+        path: Hub id.
+        config: Configuration of the data set.
+        revision: Branch, tag or commit; none means the main branch.
+        prefix: The prefix of the keys that name it, for messages.
+
+    Raises:
+        DataError: It has no such configuration, or cannot be read.
+        HubError: The hub is needed and does not give it.
+    """
 
     def __init__(self, path: str, *, config: str | None, revision: str | None, prefix: str) -> None:
         self._path, self._config = path, config
@@ -26,7 +36,7 @@ class HubRows:
         except GemmaFTError:
             raise
         except Exception as error:
-            raise _reason(answer.failure or error, error, path, config, prefix) from None
+            raise explain_failure(answer.failure or error, error, path, config, prefix) from None
         hub.tell_cached(answer, key=key, repo=path)
         self.revision = answer.commit or str(self._builder.hash)
         if answer.commit is None and not _is_asked_for(path, revision, self.revision):
@@ -54,15 +64,13 @@ class HubRows:
                 range(min(start, total), total if stop is None else min(stop, total))
             )
         # As Arrow: columns that hold images or sounds are not decoded.
-        number = start
-        for batch in chosen.with_format("arrow").iter(batch_size=_BATCH_ROWS):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{self._path}[{split}]:{number}", values)
+        for batch in chosen.with_format("arrow").iter(batch_size=BATCH_ROWS):
+            yield from arrow_rows(batch, f"{self._path}[{split}]", start)
+            start += batch.num_rows
 
     def identity(self, split: str) -> dict[str, Any]:
         """Name the commit that the rows come from."""
-        return {"path": self._path, "config": self._config, "commit": self.revision}
+        return {"repo": self._path, "config": self._config, "commit": self.revision}
 
 
 def _prepare(path: str, config: str | None, revision: str | None) -> Any:
@@ -73,15 +81,27 @@ def _prepare(path: str, config: str | None, revision: str | None) -> Any:
     return builder
 
 
-def _reason(reason: Exception, error: Exception, path: str, config: str | None, prefix: str) -> GemmaFTError:
+def explain_failure(
+    reason: Exception, error: Exception, path: str, config: str | None, prefix: str
+) -> GemmaFTError:
+    """Say in one line why the datasets library could not give a data set.
+
+    Args:
+        reason: What stands in the way of the hub, if something does.
+        error: What the library raised.
+        path: Hub id.
+        config: The configuration that was asked for.
+        prefix: The prefix of the keys that name it.
+    """
     from datasets.exceptions import DatasetGenerationError
 
     cause = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error
-    text = " ".join(str(cause).split())[:300].rstrip(".")
-    if isinstance(error, ValueError) and "onfig" in text:
-        return DataError(f"{prefix}.config={config} does not fit {path}: {text}.")
+    if isinstance(error, ValueError) and "onfig" in str(cause):
+        return DataError(f"{prefix}.config={config} does not fit {path}: {one_line(cause)}.")
     if isinstance(error, DatasetGenerationError):
-        return DataError(f"{prefix}.path={path} cannot be read: {text}. Try another {prefix}.revision.")
+        return DataError(
+            f"{prefix}.path={path} cannot be read: {one_line(cause)}. Try another {prefix}.revision."
+        )
     return hub.explain(reason, key=f"{prefix}.path", repo=path, repo_type="dataset")
 
 

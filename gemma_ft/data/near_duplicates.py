@@ -27,8 +27,8 @@ _MARGIN = 0.15
 """Four standard errors of an estimate: candidates this far below the threshold are not compared exactly."""
 _MOST_COMPARED = 32
 """Candidates of one row that are compared exactly, most alike first."""
-_SAMPLE, _COMMON_SHARE, _LEAST_COMMON = 1000, 0.25, 100
-"""An n-gram is common if it stands in this share of a sample of the rows, and in at least this many."""
+_SAMPLE, _COMMON = 1000, 100
+"""Rows of a sample, and in how many of their questions an n-gram must stand to be common."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +68,8 @@ def find_near_duplicates(
     """Find the rows that are almost an earlier row, which itself is none of them.
 
     Two rows are almost alike if the sets of their n-grams are, and those of their answers (of conversations)
-    as well: one question with two short answers is two rows. What the template adds is left out, and so are
-    n-grams that many rows share, such as a system message. Exact copies are found too.
+    as well: one question with two short answers is two rows. What the template adds is left out, and so is
+    what many questions have in common, such as a system message. Exact copies are found too.
 
     Args:
         rows: Token ids of each row by its number. Rows are read again to be compared; its signature, about
@@ -171,22 +171,23 @@ class _Reader:
         self._start, self._end = control[families.START_OF_TURN], control[families.END_OF_TURN]
         user, model = encode_texts([families.USER_HEADER, families.MODEL_HEADER], tokenizer)
         self._user, self._model = np.array([self._start, *user]), np.array([self._start, *model])
-        self._common = np.zeros(0, "<u8")
         self._common = self._find_common()
 
     def read(self, number: int) -> _Row:
         """Read a row by its number."""
         import numpy as np
 
-        asked, answered = self._words(np.asarray(self._rows[number]))
-        answers = _ngrams(answered)
-        ngrams = np.union1d(_ngrams(asked), answers)
-        return _Row(self._without_common(ngrams), self._without_common(answers))
+        asked, answered = self._words(number)
+        questions, answers = _ngrams(asked), _ngrams(answered)
+        if len(self._common):
+            questions = questions[~np.isin(questions, self._common, assume_unique=True)]
+        return _Row(np.union1d(questions, answers), answers)
 
-    def _words(self, ids: "Array") -> "tuple[Array, Array]":
+    def _words(self, number: int) -> "tuple[Array, Array]":
         """Take a row apart into what the user says, and what the model says or plain text holds."""
         import numpy as np
 
+        ids = np.asarray(self._rows[number])
         asked: list[Array] = [ids[:0]]
         answered: list[Array] = [ids[:0]]
         starts, word = np.flatnonzero(ids == self._start), ~np.isin(ids, self._control)
@@ -199,25 +200,15 @@ class _Reader:
         return np.concatenate(asked), np.concatenate(answered)
 
     def _find_common(self) -> "Array":
+        """Find the n-grams that stand in the questions of many rows."""
         import numpy as np
 
         size = min(len(self._rows), _SAMPLE)
-        least = max(_COMMON_SHARE * size, _LEAST_COMMON)
-        if size < least:
-            return self._common
-        sample = [self.read(place * len(self._rows) // size).all for place in range(size)]
-        ngrams, counts = np.unique(np.concatenate(sample), return_counts=True)
-        common: Array = ngrams[counts >= least]
+        places = (place * len(self._rows) // size for place in range(size))
+        sample = [_ngrams(self._words(place)[0]) for place in places]
+        ngrams, counts = np.unique(np.concatenate([np.zeros(0, "<u8"), *sample]), return_counts=True)
+        common: Array = ngrams[counts >= _COMMON]
         return common
-
-    def _without_common(self, ngrams: "Array") -> "Array":
-        """Leave out the common n-grams, unless there are no others."""
-        import numpy as np
-
-        if not len(self._common):
-            return ngrams
-        own = ngrams[~np.isin(ngrams, self._common, assume_unique=True)]
-        return own if len(own) else ngrams
 
 
 def _ngrams(ids: "Array") -> "Array":

@@ -7,6 +7,7 @@ from typing import Any
 from gemma_ft.config.rows import DataSource, RowsConfig
 from gemma_ft.data.files import LocalFiles
 from gemma_ft.data.hub_rows import HubRows
+from gemma_ft.data.hub_stream import StreamedRows
 from gemma_ft.data.packages import open_package
 from gemma_ft.data.rows import Row, RowError, Source, SplitPart, parse_split
 from gemma_ft.errors import DataError
@@ -29,7 +30,8 @@ def open_source(rows: RowsConfig, prefix: str = "dataset") -> Source:
         return open_package(rows.path, prefix)
     if rows.source is DataSource.local or Path(rows.path).expanduser().exists():
         return LocalFiles(rows.path, prefix)
-    return HubRows(rows.path, config=rows.config, revision=rows.revision, prefix=prefix)
+    hub_rows = StreamedRows if rows.streaming else HubRows
+    return hub_rows(rows.path, config=rows.config, revision=rows.revision, prefix=prefix)
 
 
 def load_split(source: Source, split: str, *, name: str, key: str) -> Iterator[Row | RowError]:

@@ -38,9 +38,11 @@ class Origin:
         return _hub_id(self.base_name)
 
     @property
-    def dataset_id(self) -> str | None:
-        """Return the data set's hub id, where it has one."""
-        return _hub_id(self.data.get("path")) if self.data.get("source") == "hub" else None
+    def dataset_ids(self) -> list[str]:
+        """Return the hub ids of the data, a mixture's one by one."""
+        sources = (self.data.get("sources") or {"": self.data}).values()
+        found = [_hub_id(source.get("path")) for source in sources if source.get("source") == "hub"]
+        return list(dict.fromkeys(name for name in found if name))
 
     @property
     def base_words(self) -> str:
@@ -87,15 +89,20 @@ def _front_matter(family: Family, origin: Origin) -> list[str]:
     front["pipeline_tag"] = "text-generation"
     if origin.base_id is not None:
         front |= {"base_model": origin.base_id, "base_model_relation": "finetune"}
-    if origin.dataset_id is not None:
-        front["datasets"] = [origin.dataset_id]
+    if origin.dataset_ids:
+        front["datasets"] = origin.dataset_ids
     return ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---"]
+
+
+def _source_words(source: Mapping[str, Any]) -> str:
+    names = {"hub": source.get("path"), "package": f"rows of the package {source.get('path')}"}
+    return str(names.get(str(source.get("source")), "local files"))
 
 
 def _data_words(origin: Origin) -> str:
     facts = origin.data
-    names = {"hub": facts.get("path"), "package": f"rows of the package {facts.get('path')}"}
-    words = [str(names.get(str(facts.get("source")), "local files"))]
+    sources = (facts.get("sources") or {"": facts}).values()
+    words = [" and ".join(dict.fromkeys(map(_source_words, sources)))]
     for key, unit in (
         ("split", "split {}"),
         ("revision", "revision {}"),

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_ft.cache import cache_folder
 from gemma_ft.errors import ModelError
 from gemma_ft.families import END_OF_TURN, START_OF_TURN, load_chat_template
 
@@ -40,7 +41,7 @@ def load_tiny() -> Path:
     """
     corpus = _read_corpus()
     digest = hashlib.sha256(corpus.encode()).hexdigest()[:12]
-    folder = _cache_folder() / f"tiny-{_FORMAT}-{digest}"
+    folder = cache_folder() / f"tiny-{_FORMAT}-{digest}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -54,10 +55,6 @@ def load_tiny() -> Path:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return folder
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma_ft"
 
 
 def _read_corpus() -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _ALWAYS = {
     "packing_strategy": "bfd",  # the one that keeps documents whole and apart
+    "dataset_kwargs": {"skip_prepare_dataset": True},  # rows come masked, cut and packed
     "save_strategy": "steps",
     "restore_callback_states_from_checkpoint": True,  # patience goes on counting where it was
     "logging_first_step": True,

@@ -4,20 +4,18 @@ import logging
 import shlex
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
-from gemma_ft.config.schema import AdapterMethod, ExportMethod, RunConfig
+from gemma_ft.config.schema import AdapterMethod, Attention, ExportMethod, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded
+from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-    from gemma_ft.data.prepare import PreparedData
     from gemma_ft.modeling.checkpoint import Checkpoint
     from gemma_ft.modeling.precision import Precision
     from gemma_ft.training.trainer import RunTrainer
@@ -55,7 +53,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
 
 def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
     """Train, and leave what was trained in the run folder."""
-    from gemma_ft.data.tokens import check_tokenizer
+    from gemma_ft.data.contract import check_tokenizer
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
     from gemma_ft.modeling.libraries import quiet_libraries
     from gemma_ft.modeling.precision import read_device, resolve_precision
@@ -71,8 +69,8 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
             logger.info("%s is now %s", run.path, run.set_aside())
         _open_folder(config, run, layout, precision)
     tokenizer = load_tokenizer(checkpoint)
-    check_tokenizer(tokenizer, checkpoint.path)
-    data = _prepare(config, run, layout, checkpoint, tokenizer)
+    check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
+    data = prepare_rows(config, run, layout, checkpoint, tokenizer)
     from gemma_ft.training.build import build_trainer  # here, since TRL takes seconds to import
 
     trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
@@ -135,33 +133,25 @@ def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "
     logger.info(
         "device %s, dtype %s, attention %s", precision.device.name, precision.dtype, precision.attention
     )
+    _say_batches(config, layout, precision)
 
 
-def _prepare(
-    config: RunConfig,
-    run: RunFolder,
-    layout: Layout,
-    checkpoint: "Checkpoint",
-    tokenizer: "PreTrainedTokenizerFast",
-) -> "PreparedData":
-    from gemma_ft.data.prepare import prepare_data
-
-    data = prepare_data(
-        config.dataset, tokenizer=tokenizer, max_length=config.trainer.max_length, seed=config.seed
+def _say_batches(config: RunConfig, layout: Layout, precision: "Precision") -> None:
+    trainer = config.trainer
+    logger.info(
+        "batch %d = micro-batch %d x accumulation %d x %d process(es)",
+        trainer.global_batch_size,
+        trainer.micro_batch_size,
+        layout.accumulation,
+        layout.world_size,
     )
-    if layout.writes:
-        base = {"path": checkpoint.path, "revision": checkpoint.revision, "family": checkpoint.family.name}
-        write_json(run.data, {**data.facts, "model": base})
-    logger.info("data %s: %s", config.dataset.path, _summary(data.facts))
-    return data
-
-
-def _summary(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['rows_train']:,} rows to train on, {facts['rows_held_out']:,} held out, "
-        f"{facts['rows_cut']:,} cut; "
-        f"{facts['tokens']:,} tokens, {facts['trained_share']:.0%} of them learned"
-    )
+    flash = precision.attention is Attention.flash_attention_2
+    if trainer.packing and trainer.micro_batch_size > 1 and not flash:
+        logger.warning(
+            "trainer.micro_batch_size=%d joins packed sequences into one, whose cost grows with its square "
+            "without FlashAttention. trainer.micro_batch_size=1 takes the same steps for less.",
+            trainer.micro_batch_size,
+        )
 
 
 def _just_evaluated(trainer: "RunTrainer") -> bool:

@@ -1,10 +1,20 @@
 import json
+from collections import Counter
+from functools import partial
 
 import pytest
 from data_tokenizer import build_tokenizer
 
-from gemma_ft.config.dataset import DatasetConfig, LossTarget
-from gemma_ft.config.rows import DataSource
+from gemma_ft.config.dataset import (
+    ControlTokens,
+    Copies,
+    DatasetConfig,
+    LossTarget,
+    NearCopies,
+    OnBadRow,
+    OnLongRow,
+)
+from gemma_ft.config.rows import DataSource, MixturePart
 from gemma_ft.data.holdout import hold_out
 from gemma_ft.data.prepare import prepare_data
 from gemma_ft.errors import DataError
@@ -19,13 +29,13 @@ def tokenizer():
 def prepare(tokenizer, tmp_path):
     """Prepare rows that are given as texts, or files of them."""
 
-    def run(files, *, max_length=1000, seed=1, **keys):
+    def run(files, *, max_length=1000, seed=1, packing=False, **keys):
         files = files if isinstance(files, dict) else {"train": files}
         for stem, texts in files.items():
             rows = [{"prompt": text, "completion": f"{text}!"} for text in texts]
             (tmp_path / f"{stem}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        dataset = DatasetConfig(path=str(tmp_path), **keys)
-        return prepare_data(dataset, tokenizer=tokenizer, max_length=max_length, seed=seed)
+        dataset = DatasetConfig(path="" if "mixture" in keys else str(tmp_path), **keys)
+        return prepare_data(dataset, tokenizer=tokenizer, max_length=max_length, seed=seed, packing=packing)
 
     return run
 
@@ -100,7 +110,8 @@ def test_an_eval_split_is_held_out_and_its_rows_leave_the_training_rows(prepare,
     assert prompts(data.held_out) == ["x", "question 3", "y"]
     assert prompts(data.train) == [text for text in TEXTS if text != "question 3"]
     assert (data.facts["rows_read"], data.facts["rows_train"], data.facts["rows_held_out"]) == (200, 199, 3)
-    assert data.facts["rows_dropped"] == {"in dataset.eval_split as well": 1}
+    assert data.facts["rows_dropped"] == {"in eval_split as well": 1}
+    assert data.facts["overlap"] == 1
     assert data.facts["eval_split"] == "test"
 
 
@@ -134,15 +145,16 @@ def test_long_rows_are_cut_and_counted_and_rows_without_an_answer_are_dropped_an
 
 def test_nothing_left_to_learn_is_an_error(prepare):
     with pytest.raises(
-        DataError, match=r"leaves no row to train on: no answer of 2 begins within trainer\.max_length=5"
+        DataError,
+        match=r"to train on: 2 x no learned token within trainer\.max_length \(trainer\.max_length=5\)",
     ):
         prepare(["a", "b"], max_length=5)
     with pytest.raises(
-        DataError, match=r"dataset\.eval_fraction=0\.05 holds out all 1 distinct rows\. Add rows, or"
+        DataError, match=r"dataset\.eval_fraction=0\.05 holds out all of its distinct rows\. Add rows, or"
     ):
         prepare(["a", "a", "a"])
     with pytest.raises(
-        DataError, match=r"all are in dataset\.eval_split=train as well\. Choose another eval_split\."
+        DataError, match=r"all are in the eval_split as well \(dataset\.eval_split=train\)\. Choose another"
     ):
         prepare(["a", "b"], eval_split="train")
 
@@ -150,7 +162,7 @@ def test_nothing_left_to_learn_is_an_error(prepare):
 def test_a_bad_row_stops_the_preparation_by_its_name(tokenizer, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
     dataset = DatasetConfig(path=str(tmp_path / "mine.jsonl"))
-    with pytest.raises(DataError, match=r"mine\.jsonl:2: text is null, not text\."):
+    with pytest.raises(DataError, match=r"mine\.jsonl:2: null where text must stand"):
         prepare_data(dataset, tokenizer=tokenizer, max_length=100, seed=1)
 
 
@@ -206,3 +218,169 @@ def test_preparing_draws_no_bars(prepare, capfd):
     prepare(TEXTS)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def sources(tmp_path, **parts):
+    """Write files, and name each as a source of a mixture."""
+    for name, (texts, _) in parts.items():
+        rows = [{"prompt": text, "completion": f"{text}!"} for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        name: MixturePart(path=str(tmp_path / f"{name}.jsonl"), **keys) for name, (_, keys) in parts.items()
+    }
+
+
+def test_a_mixture_is_mixed_by_weight_and_says_what_it_took(prepare, prompts, tmp_path):
+    mixture = sources(
+        tmp_path,
+        words=([f"word {i}" for i in range(300)], {"weight": 1}),
+        pages=([f"page {i} " + "of a book " * 20 for i in range(60)], {"weight": 3}),
+    )
+    data = prepare({}, mixture=mixture, eval_fraction=0.1)
+    shares = data.facts["mixture"]
+    assert shares["pages"]["tokens_share"] == pytest.approx(0.75, abs=0.01)
+    assert shares["words"]["weight"] == 0.25
+    assert sum(share["rows"] for share in shares.values()) == data.facts["rows_train"] == data.train.num_rows
+    assert sum(share["tokens"] for share in shares.values()) == data.facts["tokens"]
+    assert data.facts["rows_held_out"] == 36
+    assert not set(prompts(data.held_out)) & set(prompts(data.train))
+    kinds = [text.split()[0] for text in prompts(data.train)]
+    assert kinds != sorted(kinds)
+    assert prompts(prepare({}, mixture=mixture, eval_fraction=0.1).train) == prompts(data.train)
+    assert data.facts["sources"]["pages"]["path"] == str(tmp_path / "pages.jsonl")
+
+
+def test_a_source_with_an_eval_split_holds_that_out(prepare, prompts, tmp_path):
+    (tmp_path / "chats").mkdir()
+    for name in ("train", "test"):
+        rows = [{"prompt": f"{name} {i}", "completion": "yes"} for i in range(20)]
+        rows.append({"prompt": "both", "completion": "yes"})
+        (tmp_path / "chats" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mixture = sources(tmp_path, words=([f"word {i}" for i in range(20)], {}))
+    mixture["chats"] = MixturePart(path=str(tmp_path / "chats"), eval_split="test")
+    data = prepare({}, mixture=mixture, eval_fraction=0.1)
+    held = prompts(data.held_out)
+    assert sorted(text for text in held if not text.startswith("word")) == sorted(
+        [f"test {i}" for i in range(20)] + ["both"]
+    )
+    assert sum(text.startswith("word") for text in held) == 2
+    assert set(held).isdisjoint(prompts(data.train))
+    assert "both" not in prompts(data.train)
+    assert data.facts["overlap"] == 1
+
+
+def test_a_source_with_nothing_left_is_named(prepare, tmp_path):
+    mixture = sources(tmp_path, words=(["a"], {}), more=(["b", "c"], {}))
+    with pytest.raises(
+        DataError, match=r"^dataset\.mixture\.words\.path=.*words\.jsonl leaves no row to train on"
+    ):
+        prepare({}, mixture=mixture, max_length=5)
+
+
+def test_copies_are_counted_and_dropped_where_that_is_asked(prepare, prompts):
+    texts = ["a", "b", "a", "c", "a"]
+    kept = prepare(texts, eval_fraction=0)
+    assert (kept.facts["duplicates"], kept.facts["rows_train"], kept.facts["rows_dropped"]) == (2, 5, {})
+    dropped = prepare(texts, eval_fraction=0, duplicates=Copies.drop)
+    assert prompts(dropped.train) == ["a", "b", "c"]
+    assert dropped.facts["rows_dropped"] == {"copy of an earlier row": 2}
+    assert dropped.facts["duplicates"] == 2
+
+
+def test_overlap_with_an_eval_split_is_kept_where_that_is_asked(prepare, prompts):
+    data = prepare({"train": ["a", "b"], "test": ["b", "c"]}, eval_split="test", overlap=Copies.keep)
+    assert prompts(data.train) == ["a", "b"]
+    assert (data.facts["overlap"], data.facts["rows_dropped"]) == (1, {})
+
+
+def test_near_duplicates_are_counted_and_dropped_where_that_is_asked(prepare):
+    story = " ".join(f"then came number {i} of them" for i in range(60))
+    texts = [story, story.replace("number 30", "the number 30"), "something else " * 30]
+    prepare = partial(prepare, texts, eval_fraction=0, max_length=9999)
+    assert prepare().facts["near_duplicates"] is None
+    reported = prepare(near_duplicates=NearCopies.report).facts
+    assert (reported["near_duplicates"], reported["rows_train"], reported["rows_dropped"]) == (1, 3, {})
+    dropped = prepare(near_duplicates=NearCopies.drop).facts
+    assert (dropped["near_duplicates"], dropped["rows_train"]) == (1, 2)
+    assert dropped["rows_dropped"] == {"almost the same as an earlier row": 1}
+
+
+def test_bad_rows_are_dropped_counted_by_cause_and_listed(tokenizer, tmp_path):
+    good = {"prompt": "a", "completion": "b"}
+    lines = [json.dumps(good), "{", json.dumps({**good, "prompt": 3}), json.dumps({**good, "prompt": [1]})]
+    lines += [json.dumps({**good, "prompt": 4}), json.dumps({**good, "prompt": "c"})]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    dataset = DatasetConfig(path=str(tmp_path / "mine.jsonl"), on_bad_row=OnBadRow.drop, eval_fraction=0)
+    data = prepare_data(dataset, tokenizer=tokenizer, max_length=100, seed=1)
+    assert (data.facts["rows_read"], data.facts["rows_train"]) == (6, 2)
+    assert sum(data.facts["rows_dropped"].values()) == 4
+    assert 2 in data.facts["rows_dropped"].values()  # twice the same cause
+    data.write_dropped(tmp_path / "dropped.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert [row["where"] for row in listed] == [f"{tmp_path}/mine.jsonl:{number}" for number in (2, 3, 4, 5)]
+    assert Counter(row["cause"] for row in listed) == data.facts["rows_dropped"]
+    assert all(row["message"].startswith(row["where"] + ": ") for row in listed)
+
+
+def test_nothing_is_listed_where_nothing_is_dropped(prepare, tmp_path):
+    (tmp_path / "dropped.jsonl").write_text("of an earlier try")
+    prepare(["a", "b"]).write_dropped(tmp_path / "dropped.jsonl")
+    assert not (tmp_path / "dropped.jsonl").exists()
+
+
+def test_a_typed_control_token_is_text_or_a_bad_row(prepare, tokenizer):
+    texts = ["say <end_of_turn> twice", "b"]
+    escaped = prepare(texts, eval_fraction=0)
+    assert all(list(ids).count(107) == 2 for ids in escaped.train["input_ids"])
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*<end_of_turn>.*dataset\.control_tokens=escape"):
+        prepare(texts, control_tokens=ControlTokens.refuse)
+    dropped = prepare(texts, eval_fraction=0, control_tokens=ControlTokens.refuse, on_bad_row=OnBadRow.drop)
+    assert dropped.facts["rows_train"] == 1
+
+
+def test_pieces_of_one_conversation_are_no_copies_and_stay_on_one_side(tokenizer, tmp_path):
+    talks = [
+        {"data": [f"{side} {turn} of {talk} " + "word " * 5 for turn in range(6) for side in "qa"]}
+        for talk in range(20)
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    dataset = DatasetConfig(
+        path=str(tmp_path / "talks.jsonl"), on_long_row=OnLongRow.split, eval_fraction=0.2
+    )
+    data = prepare_data(dataset, tokenizer=tokenizer, max_length=200, seed=1)
+    assert data.facts["rows_train"] > 40
+    assert data.facts["duplicates"] == 0
+    assert data.facts["turns_cut"] == 0
+    sides = [
+        {int(tokenizer.decode(ids).split(" of ")[1].split()[0]) for ids in table["input_ids"]}
+        for table in (data.train, data.held_out)
+    ]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(sides[0] | sides[1]) == 20
+
+
+def test_packed_sequences_hold_every_row_whole_once(prepare):
+    texts = [f"question {'word ' * (i % 7)}{i}" for i in range(100)]
+    packed = prepare(texts, eval_fraction=0, packing=True, max_length=120)
+    loose = prepare(texts, eval_fraction=0, max_length=120)
+    found = []
+    for row in packed.train:
+        assert len(row["input_ids"]) == len(row["labels"]) == sum(row["seq_lengths"]) <= 120
+        start = 0
+        for length in row["seq_lengths"]:
+            found.append((row["input_ids"][start : start + length], row["labels"][start : start + length]))
+            start += length
+    assert sorted(found) == sorted((row["input_ids"], row["labels"]) for row in loose.train)
+    filled = packed.facts["tokens"] / (packed.train.num_rows * 120)
+    assert packed.facts["packing"] == {
+        "sequences": packed.train.num_rows,
+        "efficiency": pytest.approx(filled),
+    }
+    assert loose.facts["packing"] is None
+    assert packed.rows.num_rows == 100
+
+
+def test_a_split_may_have_no_row_that_is_evaluated(prepare):
+    data = prepare({"train": ["a", "b"], "test": ["c" * 50]}, eval_split="test", max_length=20)
+    assert data.held_out is None
+    assert data.facts["rows_evaluated"] == 0

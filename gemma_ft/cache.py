@@ -1,0 +1,52 @@
+"""Where this machine keeps what can be made again: the bundled model, tokens."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger("gemma_ft")
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that is cached: `gemma_ft` in XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gemma_ft"
+
+
+def writable_cache(name: str) -> Path:
+    """Return a folder of the cache, made if need be; a temporary one where the cache cannot be written."""
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): nothing is cached there.", folder, error.strerror)
+        return Path(tempfile.mkdtemp(prefix="gemma_ft-"))
+
+
+@contextmanager
+def one_at_a_time(path: Path, doing: str) -> Iterator[None]:
+    """Let one process of this machine at a time into a block; the others wait for it.
+
+    Args:
+        path: The lock file.
+        doing: What the other process is at, for the line that tells of waiting.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that is %s", doing)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: at worst the work is done twice
+            pass
+        yield

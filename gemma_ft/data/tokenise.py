@@ -1,0 +1,246 @@
+"""From the rows of a split to a file of tokens, batch by batch, with every row accounted for."""
+
+import hashlib
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from gemma_ft.config.dataset import ControlTokens, DatasetConfig, OnBadRow
+from gemma_ft.config.rows import RowsConfig
+from gemma_ft.data.contract import check_rows, describe_contract
+from gemma_ft.data.conversations import Conversation, Example, Text, build_example
+from gemma_ft.data.holdout import content_digest
+from gemma_ft.data.rows import Row, RowError, Source
+from gemma_ft.data.sources import load_split
+from gemma_ft.data.tokens import Encoded, TokenRules, encode_batch, find_control_token
+
+if TYPE_CHECKING:
+    import pyarrow
+    from transformers import PreTrainedTokenizerFast
+
+logger = logging.getLogger("gemma_ft")
+
+COLUMNS = (
+    "input_ids",
+    "labels",
+    "where",
+    "length",
+    "full_length",
+    "trained",
+    "turns",
+    "turns_cut",
+    "piece",
+    "digest",
+)
+"""What is kept of each row; `piece` counts the rows that one long conversation was split into, from 0."""
+
+_BATCH_ROWS = 256
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Which rows of a source are read."""
+
+    expression: str
+    """A split or slice."""
+    key: str
+    """The key that names it, for messages."""
+    most: int | None
+    """Read no more rows than this."""
+
+
+def tokenise(
+    split: Split,
+    source: Source,
+    rows: RowsConfig,
+    dataset: DatasetConfig,
+    tokenizer: "PreTrainedTokenizerFast",
+    rules: TokenRules,
+    *,
+    rows_file: Path,
+    dropped_file: Path,
+) -> dict[str, Any]:
+    """Read a split and write its tokens; memory does not grow with the number of rows.
+
+    Args:
+        split: Which split of the source.
+        source: The opened source.
+        rows: Its keys.
+        dataset: The keys of the whole data set.
+        tokenizer: A tokenizer that `check_tokenizer` let pass.
+        rules: How rows become tokens.
+        rows_file: Arrow stream to write.
+        dropped_file: JSON Lines to write.
+
+    Returns:
+        Counts and hashes of what was read.
+
+    Raises:
+        DataError: A row or file cannot be used.
+        HubError: The hub is needed and does not give the rows.
+    """
+    import pyarrow
+
+    with dropped_file.open("w", encoding="utf-8") as dropped:
+        account = _Account(dropped)
+        reader = _Reader(split, source, rows, dataset, tokenizer, account)
+        with pyarrow.OSFile(str(rows_file), "wb") as sink, pyarrow.ipc.new_stream(sink, _schema()) as writer:
+            written = 0
+            while batch := list(islice(reader, _BATCH_ROWS)):
+                if account.contract is None:
+                    account.contract = _contract(batch, tokenizer, rules)
+                table = _encode(batch, tokenizer, rules, account)
+                check_rows(table, tokenizer)
+                writer.write_batch(table)
+                written += table.num_rows
+                account.tell()
+    return account.report() | {"rows": written}
+
+
+class _Account:
+    """Everything that is counted on the way."""
+
+    def __init__(self, dropped: TextIO) -> None:
+        self.read = self.examples = self.plain_text = self.system = 0
+        self.contract: dict[str, Any] | None = None
+        self.hash = hashlib.sha256()
+        self._dropped = dropped
+        self._causes: Counter[str] = Counter()
+        self._told = time.monotonic()
+
+    def drop(self, where: str, cause: str, message: str) -> None:
+        """Leave a row out, counted and listed."""
+        self._causes[cause] += 1
+        self._dropped.write(json.dumps({"where": where, "cause": cause, "message": message}) + "\n")
+
+    def tell(self) -> None:
+        """Say how far it has come, every now and then."""
+        if time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            logger.info("tokenising: %s rows", f"{self.read:,}")
+
+    def report(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {
+            "rows_read": self.read,
+            "examples": self.examples,
+            "plain_text": self.plain_text,
+            "system_messages": self.system,
+            "data_sha256": self.hash.hexdigest(),
+            "dropped": dict(self._causes),
+            "contract": self.contract or {},
+        }
+
+
+class _Reader(Iterator[tuple[str, Example, bytes]]):
+    """Yields place, example and digest of each row that can be used."""
+
+    def __init__(
+        self,
+        split: Split,
+        source: Source,
+        rows: RowsConfig,
+        dataset: DatasetConfig,
+        tokenizer: "PreTrainedTokenizerFast",
+        account: _Account,
+    ) -> None:
+        found = load_split(source, split.expression, name=rows.path, key=split.key)
+        self._rows = islice(found, split.most)
+        self._columns = rows.columns
+        self._refused = tokenizer if dataset.control_tokens is ControlTokens.refuse else None
+        self._drops = dataset.on_bad_row is OnBadRow.drop
+        self._account = account
+
+    def __next__(self) -> tuple[str, Example, bytes]:
+        for row in self._rows:
+            self._account.read += 1
+            try:
+                example = self._example(row)
+            except RowError as error:
+                if not self._drops:
+                    raise
+                self._account.drop(error.where, error.cause, str(error))
+                continue
+            assert isinstance(row, Row)
+            digest = content_digest(example)
+            self._account.hash.update(digest)
+            self._account.examples += 1
+            self._account.plain_text += isinstance(example, Text)
+            self._account.system += isinstance(example, Conversation) and bool(example.system)
+            return row.where, example, digest
+        raise StopIteration
+
+    def _example(self, row: Row | RowError) -> Example:
+        if isinstance(row, RowError):
+            raise row
+        example = build_example(row, self._columns)
+        token = find_control_token(example, self._refused) if self._refused is not None else None
+        if token is not None:
+            hint = f"Take {token} out, or set dataset.control_tokens=escape."
+            raise RowError(row.where, "a control token is typed in a text", hint)
+        return example
+
+
+def _contract(
+    batch: list[tuple[str, Example, bytes]], tokenizer: "PreTrainedTokenizerFast", rules: TokenRules
+) -> dict[str, Any]:
+    return describe_contract(tokenizer, rules, [(where, example) for where, example, _ in batch])
+
+
+def _encode(
+    batch: list[tuple[str, Example, bytes]],
+    tokenizer: "PreTrainedTokenizerFast",
+    rules: TokenRules,
+    account: _Account,
+) -> "pyarrow.RecordBatch":
+    kept: list[tuple[str, Encoded, int, bytes]] = []
+    encoded = encode_batch([example for _, example, _ in batch], tokenizer, rules)
+    for (where, _, digest), pieces in zip(batch, encoded, strict=True):
+        learned = [piece for piece in pieces if piece.trained]
+        if not learned:
+            _drop_long(where, account, rules, too_long=not pieces)
+        kept += [(where, piece, number, digest) for number, piece in enumerate(learned)]
+    return _record_batch(kept)
+
+
+def _drop_long(where: str, account: _Account, rules: TokenRules, *, too_long: bool) -> None:
+    limit = f"trainer.max_length={rules.max_length}"
+    cause = "longer than trainer.max_length" if too_long else "no learned token within trainer.max_length"
+    account.drop(
+        where, cause, f"{where}: {cause.replace('trainer.max_length', limit)}. Raise it to use the row."
+    )
+
+
+def _schema() -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    kinds = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32())}
+    kinds |= {"where": pa.string(), "digest": pa.binary()}
+    return pa.schema([(name, kinds.get(name, pa.int32())) for name in COLUMNS])
+
+
+def _record_batch(rows: list[tuple[str, Encoded, int, bytes]]) -> "pyarrow.RecordBatch":
+    import numpy as np
+    import pyarrow as pa
+
+    pieces = [piece for _, piece, _, _ in rows]
+    offsets = np.cumsum([0, *(len(piece.input_ids) for piece in pieces)], dtype=np.int32)
+    flat = {
+        name: np.concatenate([getattr(piece, name) for piece in pieces]) if pieces else np.zeros(0, np.int32)
+        for name in ("input_ids", "labels")
+    }
+    columns = {name: pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat[name])) for name in flat}
+    columns["length"] = pa.array(np.diff(offsets), pa.int32())
+    columns["where"] = pa.array([where for where, _, _, _ in rows], pa.string())
+    for name in ("full_length", "trained", "turns", "turns_cut"):
+        columns[name] = pa.array([getattr(piece, name) for piece in pieces], pa.int32())
+    columns["piece"] = pa.array([number for _, _, number, _ in rows], pa.int32())
+    columns["digest"] = pa.array([digest for _, _, _, digest in rows], pa.binary())
+    return pa.RecordBatch.from_arrays([columns[name] for name in COLUMNS], schema=_schema())
