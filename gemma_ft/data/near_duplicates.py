@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft import families
@@ -23,9 +24,9 @@ _SLOTS = 128
 _SEED = 1
 _RECALL = 0.99
 """Least share of the pairs right at the threshold that become candidates."""
-_MARGIN = 0.15
-"""Four standard errors of an estimate: candidates this far below the threshold are not compared exactly."""
-_MOST_COMPARED = 32
+_MARGIN = 0.1
+"""Three standard errors of an estimate: candidates this far below the threshold are not compared exactly."""
+_MOST_COMPARED = 16
 """Candidates of one row that are compared exactly, most alike first."""
 _SAMPLE, _COMMON = 1000, 100
 """Rows of a sample, and in how many of their questions an n-gram must stand to be common."""
@@ -204,7 +205,7 @@ class _Reader:
         import numpy as np
 
         size = min(len(self._rows), _SAMPLE)
-        places = (place * len(self._rows) // size for place in range(size))
+        places = Random(_SEED).sample(range(len(self._rows)), size)
         sample = [_ngrams(self._words(place)[0]) for place in places]
         ngrams, counts = np.unique(np.concatenate([np.zeros(0, "<u8"), *sample]), return_counts=True)
         common: Array = ngrams[counts >= _COMMON]

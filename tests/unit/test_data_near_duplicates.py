@@ -139,12 +139,21 @@ def test_all_turns_of_a_conversation_count(find, chat):
     assert find([chat(*turns), chat(*other)]).found.tolist() == [False, False]
 
 
-def test_a_system_message_that_all_rows_share_makes_them_not_alike(find, chat):
-    system = words(300, seed=1)
-    rows = [chat(system + words(20, seed), [FIRST_WORD + seed % 2]) for seed in range(2, 202)]
-    assert jaccard(rows[0].tolist(), rows[2].tolist()) > 0.8
-    copy = chat(system + words(20, 50), [FIRST_WORD])
-    assert find([*rows, copy]).found.tolist() == [False] * 200 + [True]
+def test_a_system_message_that_many_rows_share_makes_them_not_alike(find, chat):
+    systems = [words(300, seed) for seed in (1, 2)]
+    rows = [chat(systems[seed % 2] + words(20, seed), [FIRST_WORD + seed % 4]) for seed in range(10, 410)]
+    assert jaccard(rows[0].tolist(), rows[4].tolist()) > 0.8
+    copy = chat(systems[0] + words(20, 50), [FIRST_WORD + 2])
+    assert find([*rows, copy]).found.tolist() == [False] * 400 + [True]
+
+
+def test_what_very_many_rows_almost_repeat_is_found_all_the_same(find, chat):
+    answer, question = words(100, seed=1), words(5, seed=2)
+    texts = [text(changed(answer, [number % 99])) for number in range(150)]
+    chats = [chat(words(5, number), changed(answer, [number % 99])) for number in range(150)]
+    same = [chat(question, changed(answer, [number % 99])) for number in range(150)]
+    for rows in (texts, chats, same):
+        assert find(rows).found.tolist() == [False] + [True] * 149
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5])
