@@ -235,7 +235,7 @@ def _not_found(chain: list[BaseException], repo_type: str, key: str) -> str | No
     """Word a repository, revision or file that is not there."""
     kinds, told = _kinds(chain), str(chain[0])
     if "RevisionNotFoundError" in kinds or ("DatasetNotFoundError" in kinds and told.startswith("Revision")):
-        return f"has no such revision on the hub. Check {key.partition('.')[0]}.revision."
+        return f"has no such revision on the hub. Check {key.rpartition('.')[0]}.revision."
     if "RemoteEntryNotFoundError" in kinds:
         missing = re.search(r"/resolve/[^/]+/([^\s?]+?)\.?(?:\s|$)", told)
         return (

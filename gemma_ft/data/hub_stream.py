@@ -1,13 +1,16 @@
 """Rows of a data set on the hub, read as they arrive."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gemma_ft import hub
 from gemma_ft.data.arrow_rows import BATCH_ROWS, arrow_rows
 from gemma_ft.data.hub_rows import explain_failure, quiet_datasets
 from gemma_ft.data.rows import Row, RowError, one_line
-from gemma_ft.errors import DataError, GemmaFTError
+from gemma_ft.errors import DataError, GemmaFTError, HubError
+
+_RETRIES = 4
 
 
 class StreamedRows:
@@ -55,7 +58,7 @@ class StreamedRows:
         told = (self._splits[split].info.splits or {}).get(split)
         if told is None or not told.num_examples:
             raise DataError(
-                f"{self._prefix}.streaming=true cannot count the rows of {self._path}[{split}] in percent or from "
+                f"{self._prefix}.streaming=true cannot slice {self._path}[{split}] in percent or from "
                 f"the end: its card does not say how many there are. Slice by row, e.g. {split}[:1000]."
             )
         return int(told.num_examples)
@@ -69,9 +72,10 @@ class StreamedRows:
         batches = stream.iter(batch_size=BATCH_ROWS)
         while True:
             try:
-                batch = next(batches, None)
+                with _fewer_retries():
+                    batch = next(batches, None)
             except Exception as error:
-                raise self._interrupted(error, f"{self._path}[{split}]:{start + 1}") from None
+                raise self._interrupted(error, f"{self._path}[{split}] after row {start}") from None
             if batch is None:
                 return
             yield from arrow_rows(batch, f"{self._path}[{split}]", start)
@@ -85,9 +89,30 @@ class StreamedRows:
         import pyarrow
         from datasets.exceptions import DatasetsError
 
+        cause = one_line(error.__cause__ or error)
         if isinstance(error, (DatasetsError, pyarrow.ArrowException, UnicodeDecodeError)):
-            return DataError(
-                f"{where}: cannot be read from here on ({one_line(error.__cause__ or error)}). "
-                f"Try another {self._prefix}.revision."
-            )
-        return hub.explain(error, key=f"{self._prefix}.path", repo=self._path, repo_type="dataset")
+            hint = f"Try another {self._prefix}.revision."
+            return DataError(f"{where}: cannot be read ({cause}). {hint}")
+        if getattr(error, "response", None) is not None:
+            return hub.explain(error, key=f"{self._prefix}.path", repo=self._path, repo_type="dataset")
+        return HubError(
+            f"{where}: the connection to the hub is lost ({cause}). Start again, or leave out "
+            f"{self._prefix}.streaming: a download goes on where it stopped."
+        )
+
+
+@contextmanager
+def _fewer_retries() -> Iterator[None]:
+    """Give a lost connection up after about two minutes.
+
+    The datasets library tries 20 times what huggingface_hub has tried for half a minute each; there is no
+    argument for it, and the number is read when a file is opened.
+    """
+    import datasets
+
+    before = datasets.config.STREAMING_READ_MAX_RETRIES
+    datasets.config.STREAMING_READ_MAX_RETRIES = _RETRIES
+    try:
+        yield
+    finally:
+        datasets.config.STREAMING_READ_MAX_RETRIES = before

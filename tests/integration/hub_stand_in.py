@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -45,8 +46,12 @@ def silent_hub():
 
 
 @contextmanager
-def hub_with(files):
-    """Serve files (name: text or bytes) as every repository that is asked for, at one commit."""
+def hub_with(files, served=None, hang_up_at=None):
+    """Serve files (name: text or bytes) as every repository that is asked for, at one commit.
+
+    served: a list that gets name and size of each content sent; hang_up_at: the byte of a file from which on
+    no answer is given any more.
+    """
 
     class Handler(_Quiet):
         def answer(self):
@@ -64,9 +69,25 @@ def hub_with(files):
 
         def file(self, name):
             if name in files:
-                self.reply(files[name])
+                start, stop = self.asked_range()
+                if hang_up_at is not None and start >= hang_up_at:
+                    self.close_connection = True
+                    return
+                part = _bytes(files[name])[start:stop]
+                if served is not None and self.command == "GET":
+                    served.append((name, len(part)))
+                size = len(_bytes(files[name]))
+                whole = len(part) == size
+                shown = {} if whole else {"Content-Range": f"bytes {start}-{start + len(part) - 1}/{size}"}
+                self.reply(part, status=200 if whole else 206, **shown)
             else:
                 self.reply("", status=404, **{"X-Error-Code": "EntryNotFound"})
+
+        def asked_range(self):
+            asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if not asked:
+                return 0, None
+            return int(asked[1]), int(asked[2]) + 1 if asked[2] else None
 
         def reply(self, text, status=200, **headers):
             body = _bytes(text)
