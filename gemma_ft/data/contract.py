@@ -23,6 +23,7 @@ _QUESTION = "  Is it  so?\n\n1. \u00e9\u4e2d \U0001f600\r\n"
 _ANSWER = "\n\tif so:\n    \t\u00a0return '#'  \n"
 _SAMPLE = Conversation((("user", _QUESTION), ("assistant", _ANSWER), ("user", "Why?"), ("assistant", "So.")))
 _SAMPLED_ROWS = 64
+_TEMPLATE = "a chat template"
 _DEPARTURE = "the spaces and tabs right before an answer's first word are kept, where the template trims them"
 
 
@@ -38,15 +39,22 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerFast", where: str, family: fa
         ModelError: A control token is missing, split, not where the family has it, or recognised where it was
             typed; padding ends something; or the ids of the turns differ from those of the chat template.
     """
+    if fault := find_fault(tokenizer, family):
+        mend = (
+            "Take it out of the tokenizer's files, so that Gemma's own is used"
+            if fault.startswith(_TEMPLATE)
+            else f"Use the tokenizer of a {family.name} checkpoint"
+        )
+        raise ModelError(f"model.path={where} has {fault}. {mend}.")
+
+
+def find_fault(tokenizer: "PreTrainedTokenizerFast", family: families.Family) -> str | None:
+    """Say, as a phrase, how a tokenizer or its chat template breaks the contract; None if they keep it."""
     if fault := _tokenizer_fault(tokenizer, family):
-        raise ModelError(
-            f"model.path={where} has a tokenizer {fault}. Use the tokenizer of a {family.name} checkpoint."
-        )
+        return f"a tokenizer {fault}"
     if fault := _template_fault(tokenizer):
-        raise ModelError(
-            f"model.path={where} has a chat template {fault}. Take it out of the tokenizer's files, "
-            "so that Gemma's own is used."
-        )
+        return f"{_TEMPLATE} {fault}"
+    return None
 
 
 def _tokenizer_fault(tokenizer: "PreTrainedTokenizerFast", family: families.Family) -> str | None:

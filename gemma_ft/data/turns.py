@@ -35,6 +35,12 @@ def control_ids(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
     return {token: tokenizer.backend_tokenizer.token_to_id(token) for token in _CONTROL}
 
 
+def stop_ids(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """List the ids that a text or an answer ends with."""
+    ids = control_ids(tokenizer)
+    return sorted({ids[families.EOS], ids[families.END_OF_TURN], tokenizer.eos_token_id})
+
+
 def trim_answer(text: str, trim: Trim) -> str:
     """Trim an answer: as the template does, or all but the spaces and tabs right before its first word."""
     stripped = text.strip()

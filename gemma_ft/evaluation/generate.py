@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import ModelConfig, QuantizationConfig
 from gemma_ft.errors import ConfigError, RunError
-from gemma_ft.families import END_OF_TURN
 from gemma_ft.runs import RunFolder, open_run, read_json
 
 if TYPE_CHECKING:
@@ -159,6 +158,7 @@ def answer(
     import torch
 
     from gemma_ft.data.tokens import prompt_ids, text_ids
+    from gemma_ft.data.turns import stop_ids
 
     ids = text_ids(tokenizer, prompt) if raw else prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
     prompt_BL = torch.tensor([ids], device=model.device)
@@ -172,7 +172,7 @@ def answer(
             input_ids=prompt_BL,
             attention_mask=torch.ones_like(prompt_BL),
             max_new_tokens=max_new_tokens,
-            eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TURN)],
+            eos_token_id=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             use_cache=True,
             **sampling,

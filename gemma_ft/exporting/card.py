@@ -126,7 +126,9 @@ def _snippet() -> list[str]:
     ]
 
 
-def build_notice(family: Family, origin: Origin, *, template_added: bool) -> str:
+def build_notice(
+    family: Family, origin: Origin, *, template_added: bool, turns_registered: bool = False
+) -> str:
     """Build NOTICE: the licence's own sentence, its terms, and what was modified, from what, when."""
     lines = [
         family.notice,
@@ -140,6 +142,11 @@ def build_notice(family: Family, origin: Origin, *, template_added: bool) -> str
         f"run {origin.name}, {origin.method_words}, exported on {origin.day}.",
         "config.json and generation_config.json were rewritten; the tokenizer's files are unchanged copies.",
     ]
+    if turns_registered:
+        lines[-1] = (
+            "config.json and generation_config.json were rewritten, and the turn tokens, which stood in the"
+        )
+        lines.append("tokenizer's vocabulary, were listed as special tokens in its files.")
     if template_added:
         lines.append("A chat template (chat_template.jinja) was added; the tokenizer had none.")
     return "\n".join([*lines, ""])

@@ -5,7 +5,7 @@ import filecmp
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +22,19 @@ from gemma_ft.exporting.tokenizer_files import (
     special_token_ids,
     tokenizer_files,
 )
+from gemma_ft.exporting.turn_tokens import register_turn_tokens
 from gemma_ft.families import Family, load_chat_template
 
 
 def export_checkpoint(
-    *, base: Path, trained: Path, destination: Path, family: Family, origin: Origin, shard_bytes: int
+    *,
+    base: Path,
+    trained: Path,
+    destination: Path,
+    family: Family,
+    origin: Origin,
+    shard_bytes: int,
+    check: Callable[[Path], None] | None = None,
 ) -> MergeReport:
     """Merge what was trained into its base and write a checkpoint folder that loads anywhere.
 
@@ -40,6 +48,7 @@ def export_checkpoint(
         family: The base's family.
         origin: What the model card and NOTICE say of its making.
         shard_bytes: Largest weight file, unless a single tensor is larger.
+        check: Called with the whole folder before it gets its name; what it raises keeps the name away.
 
     Raises:
         ExportError: It cannot be done; nothing new stands under the destination's name.
@@ -47,8 +56,8 @@ def export_checkpoint(
     destination = destination.resolve()
     _check_destination(destination, base.resolve(), trained.resolve())
     plan = plan_merge(base, trained)
-    copied = tokenizer_files(base)
     texts = _companions(base, plan, family, origin)
+    copied = [name for name in tokenizer_files(base) if name not in texts]
     with _whole_folder(destination) as partial:
         report = write_merge(plan, partial, shard_bytes=shard_bytes)
         for name in copied:
@@ -56,6 +65,8 @@ def export_checkpoint(
         for name, text in texts.items():
             write_text(partial / name, text)
         _check_companions(base, partial, copied, texts)
+        if check is not None:
+            check(partial)
     return report
 
 
@@ -142,15 +153,18 @@ def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> 
         raise ExportError(
             f"{base} names no end token in its tokenizer or config.json. Use a whole checkpoint."
         )
+    registered = register_turn_tokens(base)
     texts = {
         "config.json": _json(export_config(config, family, _main_dtype(plan))),
         "generation_config.json": _json(stops),
         "README.md": build_card(family, origin),
-        "NOTICE": build_notice(family, origin, template_added=not has_chat_template(base)),
+        "NOTICE": build_notice(
+            family, origin, template_added=not has_chat_template(base), turns_registered=bool(registered)
+        ),
     }
     if not has_chat_template(base):
         texts[TEMPLATE_FILE] = load_chat_template()
-    return texts
+    return texts | registered
 
 
 def _json(content: dict[str, object]) -> str:

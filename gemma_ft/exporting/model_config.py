@@ -101,10 +101,12 @@ def export_generation_config(
     Args:
         generation: The base's; empty where it has none.
         config: The base's config.json.
-        tokens: Ids of the tokenizer's special tokens: eos, end_of_turn, bos, pad, as far as it has them.
+        tokens: Ids of the tokenizer's special tokens: eos, end_of_turn, bos, pad, and end_of_text
+            where that is another than eos, as far as it has them.
     """
     made = {key: value for key, value in generation.items() if key != "_from_model_config"}
-    stops = [tokens.get("eos"), tokens.get("end_of_turn"), *_listed(generation.get("eos_token_id"))]
+    named = [tokens.get(name) for name in ("end_of_text", "eos", "end_of_turn")]
+    stops = [*named, *_listed(generation.get("eos_token_id"))]
     if tokens.get("eos") is None:
         stops = [*_listed(config.get("eos_token_id")), *stops]
     made["eos_token_id"] = list(dict.fromkeys(stop for stop in stops if stop is not None))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import ExportMethod, RunConfig
@@ -12,6 +13,9 @@ from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.exporting.card import Origin
 from gemma_ft.exporting.folder import export_checkpoint
 from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json
+
+if TYPE_CHECKING:
+    from gemma_ft.modeling.checkpoint import Checkpoint
 
 logger = logging.getLogger("gemma_ft")
 
@@ -65,6 +69,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
     Raises:
         GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
     """
+    from gemma_ft.exporting.contract import check_contract
     from gemma_ft.modeling.checkpoint import fetch_weights, find_checkpoint
 
     if not run.trained.is_dir():
@@ -79,6 +84,9 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
         family=checkpoint.family,
         origin=_origin(run, config, checkpoint.hub_id, checkpoint.revision),
         shard_bytes=config.export.shard_bytes(),
+        check=lambda folder: check_contract(
+            folder, run.merged, checkpoint.family, _trained_sample_sha256(run, checkpoint)
+        ),
     )
     logger.info(
         "exported %s: %d tensors, %d of them changed, in %d file(s)",
@@ -88,6 +96,16 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
         report.shards,
     )
     return run.merged
+
+
+def _trained_sample_sha256(run: RunFolder, checkpoint: "Checkpoint") -> str:
+    """Return what `sample_sha256` gave when the run began, or without such a record, what it gives now."""
+    from gemma_ft.data.contract import sample_sha256
+    from gemma_ft.modeling.checkpoint import load_tokenizer
+
+    facts = read_json(run.data) if run.data.is_file() else {}
+    recorded = (facts.get("contract") or {}).get("sample_sha256")
+    return str(recorded or sample_sha256(load_tokenizer(checkpoint)))
 
 
 def _origin(run: RunFolder, config: RunConfig, base: str | None, revision: str | None) -> Origin:

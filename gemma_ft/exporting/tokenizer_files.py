@@ -1,6 +1,7 @@
 """The files of a checkpoint's tokenizer, and the ids of its special tokens."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,15 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def special_token_ids(folder: Path) -> dict[str, int]:
-    """Find the ids of eos, end_of_turn, bos and pad in a tokenizer's files, as far as it has them."""
+    """Find the ids of eos, end_of_turn, bos and pad in a tokenizer's files, as far as it has them.
+
+    Where eos is another token than <eos>, as for Gemma 3, <eos> is found as end_of_text, since texts end so.
+    """
     words = _optional(folder / "special_tokens_map.json") | _optional(folder / "tokenizer_config.json")
     contents = {role: _content(words.get(f"{role}_token")) or f"<{role}>" for role in _ROLES}
     contents["end_of_turn"] = families.END_OF_TURN
+    if contents["eos"] != families.EOS:
+        contents["end_of_text"] = families.EOS
     ids: dict[str, int] = {}
     for token, number in _added_tokens(folder, words):
         ids.setdefault(token, number)
@@ -65,6 +71,14 @@ def _added_tokens(folder: Path, words: Mapping[str, Any]) -> Iterator[tuple[str,
         if start >= 0:  # decoding this list alone spares hundreds of megabytes
             tokens, _ = json.JSONDecoder().raw_decode(text, text.index("[", start))
             yield from ((token["content"], token["id"]) for token in tokens)
+        yield from turn_ids(text).items()
+
+
+def turn_ids(vocabulary: str) -> dict[str, int]:
+    """Read the ids of the turn tokens off the text of a tokenizer.json: of both, or of none."""
+    tokens = (families.START_OF_TURN, families.END_OF_TURN)
+    found = [re.search(rf'"{token}"\s*:\s*(\d+)', vocabulary) for token in tokens]
+    return {token: int(match[1]) for token, match in zip(tokens, found, strict=True) if match and all(found)}
 
 
 def _optional(path: Path) -> dict[str, Any]:

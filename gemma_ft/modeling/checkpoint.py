@@ -128,6 +128,10 @@ def _register_turns(tokenizer: "PreTrainedTokenizerFast") -> None:
 
     backend = tokenizer.backend_tokenizer
     added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    for token in (START_OF_TURN, END_OF_TURN):
-        if token not in added and backend.token_to_id(token) is not None:
-            tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+    missing = [
+        AddedToken(token, special=True, normalized=False)
+        for token in (START_OF_TURN, END_OF_TURN)
+        if token not in added and backend.token_to_id(token) is not None
+    ]
+    if missing:  # by this name, since only so a saved tokenizer still has them when it is loaded
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)

@@ -43,7 +43,20 @@ def write_checkpoint(folder: Path, family: str, tiny: Path) -> Path:
     model.save_pretrained(folder, max_shard_size="200KB")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / name, folder)
+    if family == "Gemma 3":
+        move_turns(folder / "tokenizer.json")
     return folder
+
+
+def move_turns(file: Path) -> None:
+    """Give the turn tokens the ids that they have in Gemma 3: one less, and 107 is unused."""
+    content = json.loads(file.read_text())
+    moved = {"<start_of_turn>": 105, "<end_of_turn>": 106, "<unused100>": 107}
+    assert content["model"]["vocab"]["<unused100>"] == 105
+    content["model"]["vocab"] |= moved
+    for token in content["added_tokens"]:
+        token["id"] = moved.get(token["content"], token["id"])
+    file.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize("family", ["Gemma 1", "Gemma 2", "Gemma 3"])

@@ -122,6 +122,15 @@ def test_further_stop_tokens_of_the_base_are_kept():
     assert made["eos_token_id"] == [1, 106, 50]
 
 
+def test_the_end_of_a_text_stops_too_where_it_is_not_the_end_of_a_turn(tmp_path):
+    write_tokenizer(tmp_path)
+    settings = {"eos_token": "<end_of_turn>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokens = special_token_ids(tmp_path)
+    assert tokens == TOKENS | {"eos": 107, "end_of_text": 1}
+    assert export_generation_config({}, {}, tokens)["eos_token_id"] == [1, 107]
+
+
 def test_config_helps_out_where_the_tokenizer_is_silent():
     config = {"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0}
     assert export_generation_config({}, config, {}) == {

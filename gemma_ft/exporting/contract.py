@@ -1,0 +1,51 @@
+"""Gemma's token contract on an exported folder, read as everybody else will read it."""
+
+import logging
+from pathlib import Path
+
+from gemma_ft.data.contract import find_fault, sample_sha256
+from gemma_ft.data.turns import control_ids, stop_ids
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.tensor_files import read_json
+from gemma_ft.families import BOS, Family
+
+logger = logging.getLogger("gemma_ft")
+
+
+def check_contract(folder: Path, destination: Path, family: Family, trained_sha256: str) -> None:
+    """Load the tokenizer of a written folder plainly and check that it is the one that was trained with.
+
+    Args:
+        folder: The folder, whole but not yet under its name.
+        destination: The name it will have, for messages.
+        family: The base's family.
+        trained_sha256: What `sample_sha256` gave for the tokenizer of the training.
+
+    Raises:
+        ExportError: The tokenizer does not load, breaks the contract, renders other tokens than were trained,
+            or generation would not stop.
+    """
+    from transformers import AutoTokenizer
+
+    mend = "Mend the tokenizer's files in the base's folder, then export again."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise whatever a file brings them to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{destination} would have no readable tokenizer ({reason}). {mend}") from error
+    if fault := find_fault(tokenizer, family):
+        raise ExportError(f"{destination} would have {fault}. {mend}")
+    if sample_sha256(tokenizer) != trained_sha256:
+        raise ExportError(
+            f"{destination} would turn a conversation into other tokens than were trained. "
+            "Export with the base that was trained on."
+        )
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    if missing := [token for token in stop_ids(tokenizer) if token not in (stops or [])]:
+        raise ExportError(f"{destination} would not stop at token {missing[0]}. {mend}")
+    if tokenizer("a").input_ids[:1] != [control_ids(tokenizer)[BOS]]:
+        logger.warning(
+            "%s: its tokenizer puts no %s before plain text, as its base's. Put it there yourself.",
+            destination,
+            BOS,
+        )

@@ -1,0 +1,73 @@
+"""The turn tokens of a base whose files have them in the vocabulary only, as Gemma 1's bases do.
+
+A text's `<start_of_turn>` is then no token of its own, and whoever loads the exported folder would feed the
+model other ids than it was trained on. Nothing but the two lists of special tokens is changed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_ft.exporting.tensor_files import read_json
+from gemma_ft.exporting.tokenizer_files import turn_ids
+from gemma_ft.families import END_OF_TURN, START_OF_TURN
+
+_TURNS = (START_OF_TURN, END_OF_TURN)
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+_VOCABULARY, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def register_turn_tokens(base: Path) -> dict[str, str]:
+    """Build the tokenizer files of a base that have to differ from its own, by name; most need none.
+
+    Args:
+        base: The base's folder.
+    """
+    if not (base / _VOCABULARY).is_file():
+        return {}
+    text = (base / _VOCABULARY).read_bytes().decode("utf-8")
+    ids = turn_ids(text)
+    settings = read_json(base / _SETTINGS) if (base / _SETTINGS).is_file() else {}
+    changed = {}
+    if (listed := _with_turns_listed(text, ids)) != text:
+        changed[_VOCABULARY] = listed
+    if _lacks_turns(settings) and ids:
+        changed[_SETTINGS] = json.dumps(_with_turns_named(settings, ids), indent=2, ensure_ascii=False) + "\n"
+    return changed
+
+
+def _with_turns_listed(text: str, ids: dict[str, int]) -> str:
+    key = text.find('"added_tokens"')
+    if key < 0:
+        return text
+    start = text.index("[", key)
+    tokens, end = json.JSONDecoder().raw_decode(text, start)
+    special = {token["content"] for token in tokens if token.get("special")}
+    missing = [token for token in _TURNS if token in ids and token not in special]
+    if not missing:
+        return text
+    kept = [token for token in tokens if token["content"] not in missing]
+    added = [{"id": ids[token], "content": token, **_FLAGS} for token in missing]
+    listed = sorted([*kept, *added], key=lambda token: int(token["id"]))
+    return text[:start] + json.dumps(listed, indent=2, ensure_ascii=False) + text[end:]
+
+
+def _lacks_turns(settings: dict[str, Any]) -> bool:
+    """Say whether the settings list special tokens, which then count alone, without the turns'."""
+    if "added_tokens_decoder" not in settings:
+        return False
+    listed = {token["content"] for token in settings["added_tokens_decoder"].values() if token.get("special")}
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(settings.get(key), list):
+            listed |= {token["content"] if isinstance(token, dict) else token for token in settings[key]}
+    return not listed.issuperset(_TURNS)
+
+
+def _with_turns_named(settings: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
+    decoder = {int(number): token for number, token in settings["added_tokens_decoder"].items()}
+    decoder |= {number: {"content": token, **_FLAGS} for token, number in ids.items()}
+    further = [token for token in settings.get("additional_special_tokens") or [] if token not in _TURNS]
+    return settings | {
+        "added_tokens_decoder": {str(number): decoder[number] for number in sorted(decoder)},
+        "additional_special_tokens": [*further, *_TURNS],
+    }
