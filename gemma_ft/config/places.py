@@ -31,11 +31,12 @@ def find_place_problems(source: str, path: str, prefix: str) -> list[str]:
         path: The value of the path key.
         prefix: The keys' prefix, for the message.
     """
-    place = Path(path).expanduser()
     if source != "local":
         return []
     try:
-        return _local_problems(place, path, f"{prefix}.path={path}", prefix)
+        return _local_problems(Path(path).expanduser(), path, f"{prefix}.path={path}", prefix)
+    except RuntimeError as error:  # the home of nobody
+        return [f"{prefix}.path={path[:200]} cannot be found ({str(error).rstrip('.')}). Check the path."]
     except OSError as error:
         return [f"{prefix}.path={path[:200]} cannot be looked at ({error.strerror}). Check the path."]
 
@@ -49,6 +50,8 @@ def _local_problems(place: Path, path: str, said: str, prefix: str) -> list[str]
         if place.suffix.lower() in DATA_SUFFIXES:
             return []
         return [f"{said} has an unknown extension. Use one of {', '.join(DATA_SUFFIXES)}."]
+    if place.is_symlink():
+        return [f"{said} is a link that leads nowhere. Check where it points."]
     near = get_close_matches(place.name, _names_in(place.parent), 1)
     if near:
         hint = f"Did you mean {Path(path).parent / near[0]}?"

@@ -32,7 +32,7 @@ def count_jsonl_rows(file: Path, name: str) -> int:
 
 
 def _parse_line(line: bytes, where: str) -> Any:
-    text = decode_line(line, where)
+    text = decode_line(line.rstrip(b"\r\n"), where)
     try:
         return parse_json(text, where, "Write one JSON object a line.")
     except RowError as error:

@@ -28,10 +28,17 @@ def open_source(rows: RowsConfig, prefix: str = "dataset") -> Source:
     """
     if rows.source is DataSource.package:
         return open_package(rows.path, prefix)
-    if rows.source is DataSource.local or Path(rows.path).expanduser().exists():
+    if rows.source is DataSource.local or _exists_here(rows.path):
         return LocalFiles(rows.path, prefix)
     hub_rows = StreamedRows if rows.streaming else HubRows
     return hub_rows(rows.path, config=rows.config, revision=rows.revision, prefix=prefix)
+
+
+def _exists_here(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that no file can have, the home of nobody
+        return False
 
 
 def load_split(source: Source, split: str, *, name: str, key: str) -> Iterator[Row | RowError]:

@@ -343,7 +343,7 @@ RENAME = "Name them with dataset.columns.*, or rename them to one of"
         ([], f"no known shape in an object without columns. {RENAME}"),
         (
             ["Prompt", " completion"],
-            "no known shape in columns Prompt,  completion. Did you mean prompt by Prompt? The shapes want",
+            "no known shape in columns Prompt,  completion. Rename Prompt to prompt. The shapes want",
         ),
         (
             [str(number) for number in range(20)],
