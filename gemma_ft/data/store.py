@@ -15,6 +15,7 @@ from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.rows import RowsConfig
 from gemma_ft.data.holdout import DIGEST_BYTES
 from gemma_ft.data.rows import Source
+from gemma_ft.data.sources import identify_split
 from gemma_ft.data.tokenise import COLUMNS, Split, tokenise
 from gemma_ft.data.tokens import TokenRules
 from gemma_ft.errors import DataError
@@ -114,7 +115,7 @@ def _facts(
         "path": rows.path,
         "columns": asdict(rows.columns),
         "split": [split.expression, split.most],
-        "identity": source.identity(split.expression),
+        "identity": identify_split(source, split.expression, name=rows.path, key=split.key),
     }
 
 

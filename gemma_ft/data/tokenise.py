@@ -154,6 +154,7 @@ class _Reader(Iterator[tuple[str, Example, bytes]]):
         found = load_split(source, split.expression, name=rows.path, key=split.key)
         self._rows = islice(found, split.most)
         self._columns = rows.columns
+        self._prefix = split.key.rpartition(".")[0]
         self._refused = tokenizer if dataset.control_tokens is ControlTokens.refuse else None
         self._drops = dataset.on_bad_row is OnBadRow.drop
         self._account = account
@@ -180,7 +181,7 @@ class _Reader(Iterator[tuple[str, Example, bytes]]):
     def _example(self, row: Row | RowError) -> Example:
         if isinstance(row, RowError):
             raise row
-        example = build_example(row, self._columns)
+        example = build_example(row, self._columns, self._prefix)
         token = find_control_token(example, self._refused) if self._refused is not None else None
         if token is not None:
             hint = f"Take {token} out, or set dataset.control_tokens=escape."

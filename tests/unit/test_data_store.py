@@ -107,6 +107,18 @@ def test_changed_rows_are_never_taken_from_the_cache(prepare, rows):
     assert changed.facts["data_sha256"] != first.facts["data_sha256"]
 
 
+@pytest.mark.parametrize("split", ["train[:15]", "train[50%:]", "train[:5]+train[15:]"])
+def test_changed_rows_of_a_folder_are_never_taken_from_the_cache_by_a_slice(prepare, rows, split, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows.rename(folder / "train-0.jsonl")
+    prepare(path=folder, split=split)
+    assert not prepare(path=folder, split=split)[1]
+    file = folder / "train-0.jsonl"
+    file.write_text(file.read_text().replace("answer", "ANSWER"))
+    assert prepare(path=folder, split=split)[1]
+
+
 def test_changed_code_makes_the_tokens_anew(prepare, monkeypatch):
     prepare()
     monkeypatch.setattr(store, "_code_sha256", lambda: "another version")
