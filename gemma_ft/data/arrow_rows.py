@@ -54,7 +54,6 @@ def parquet_rows(file: Path, name: str) -> Iterator[Row | RowError]:
         DataError: It is none, or broken.
         OSError: It cannot be opened.
     """
-    import pyarrow
     from pyarrow import parquet
 
     number = 0
@@ -66,11 +65,10 @@ def parquet_rows(file: Path, name: str) -> Iterator[Row | RowError]:
             for batch in table.iter_batches(batch_size=BATCH_ROWS):
                 yield from arrow_rows(batch, name, number)
                 number += batch.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        place = f"{name}:{number + 1}" if number else name
-        raise DataError(
-            f"{place}: no Parquet that can be read ({one_line(error)}). Write it again."
-        ) from None
+    except DataError:
+        raise
+    except Exception as error:  # a torn file can fail in any way that its bytes lead to
+        raise _unreadable(f"{name}:{number + 1}" if number else name, error) from None
 
 
 def count_parquet_rows(file: Path, name: str) -> int:
@@ -79,13 +77,16 @@ def count_parquet_rows(file: Path, name: str) -> int:
     Raises:
         DataError: It has none.
     """
-    import pyarrow
     from pyarrow import parquet
 
     try:
         return int(parquet.read_metadata(file).num_rows)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name}: no Parquet that can be read ({one_line(error)}). Write it again.") from None
+    except Exception as error:
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(place: str, error: Exception) -> DataError:
+    return DataError(f"{place}: no Parquet that can be read ({one_line(error)}). Write it again.")
 
 
 def _check_columns(columns: list[str], name: str) -> None:

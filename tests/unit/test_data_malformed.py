@@ -463,6 +463,15 @@ def test_a_parquet_file_that_is_cut_torn_or_without_columns_ends_in_one_line(tmp
     assert refusal(file) == f"{file}: two columns are named text. Rename one."
 
 
+def test_a_column_of_parquet_whose_name_is_no_text_ends_in_one_line(tmp_path):
+    file = tmp_path / "x.parquet"
+    parquet(file, {"text": ["a"], "other": ["b"]})
+    file.write_bytes(file.read_bytes().replace(b"other", b"oth\xffr"))
+    assert refusal(file).startswith(
+        f"{file}: no Parquet that can be read ('utf-8' codec can't decode byte 0xff"
+    )
+
+
 def test_a_pipe_a_socket_and_links_to_nothing_are_refused_without_waiting(tmp_path):
     pipe, loop, gone, talk = (tmp_path / f"{name}.jsonl" for name in ("pipe", "loop", "gone", "talk"))
     os.mkfifo(pipe)
