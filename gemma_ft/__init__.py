@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from gemma_ft.config.schema import RunConfig
     from gemma_ft.evaluation.generate import generate
     from gemma_ft.exporting.run import export
+    from gemma_ft.inspection.survey import inspect
     from gemma_ft.training.run import train
 
 __version__ = "0.1.0"
-__all__ = ["RunConfig", "__version__", "compose", "export", "generate", "train"]
+__all__ = ["RunConfig", "__version__", "compose", "export", "generate", "inspect", "train"]
 
 _HOMES = {
     "RunConfig": "gemma_ft.config.schema",
     "compose": "gemma_ft.config.compose",
     "export": "gemma_ft.exporting.run",
     "generate": "gemma_ft.evaluation.generate",
+    "inspect": "gemma_ft.inspection.survey",
     "train": "gemma_ft.training.run",
 }
 

@@ -11,6 +11,7 @@ from gemma_ft.errors import GemmaFTError
 
 _COMMANDS = {
     "train": "run a recipe; the same line again continues an unfinished run (the default)",
+    "inspect": "show the data as the model will see it: tokens, loss mask, lengths, what is left out",
     "export": "merge what a run trained into its base: a checkpoint that loads anywhere",
     "generate": "answer a prompt with a run's base, adapter or merged model",
     "recipes": "list the recipes",
@@ -22,6 +23,7 @@ _EXAMPLES = """\
   python -m gemma_ft model=gemma_2b_it dataset=local dataset.path=my.jsonl
   python -m gemma_ft recipe=./mine.yaml --cfg job           print the config that would run
   python -m gemma_ft --multirun recipe=quickstart trainer.learning_rate=1e-3,5e-3
+  python -m gemma_ft inspect recipe=quickstart --html page.html   what would be trained on
   accelerate launch -m gemma_ft recipe=ultrachat_qlora      on every GPU of this machine
   python -m gemma_ft export outputs/quickstart
   python -m gemma_ft generate outputs/quickstart "What is AI?" """

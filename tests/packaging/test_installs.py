@@ -71,6 +71,7 @@ def test_the_wheel_holds_data_and_licence_and_no_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "gemma_ft/conf/config.yaml" in names
     assert "gemma_ft/chat_template.jinja" in names
+    assert {"gemma_ft/inspection/page.html", "gemma_ft/inspection/page.css"} <= set(names)
     assert {f"gemma_ft/recipes/{recipe}.yaml" for recipe in RECIPES} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "conf/", "recipes/")) for name in names)

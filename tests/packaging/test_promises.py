@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_ft.commands import export, generate
+from gemma_ft.commands import export, generate, inspect
 from gemma_ft.commands.train import build_parser
 from gemma_ft.config.compose import compose
 
@@ -33,6 +33,9 @@ def test_every_command_of_the_readme_is_one(words, tmp_path, monkeypatch):
     match words:
         case ["export", *rest]:
             export.build_parser().parse_args(rest)
+        case ["inspect", *rest]:
+            arguments = inspect.build_parser().parse_intermixed_args(rest)
+            assert compose(*arguments.overrides).name
         case ["generate", *rest]:
             generate.build_parser().parse_args(rest)
         case _:

@@ -1,0 +1,216 @@
+"""What there is to know of a run's data before it trains: sampled rows, and numbers over all of them."""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_ft.config.checks import check_config
+from gemma_ft.config.schema import RunConfig
+from gemma_ft.inspection.batches import Batches, count_packed, expected_padding
+from gemma_ft.inspection.lengths import Lengths
+from gemma_ft.inspection.measures import MEASURES, SHARE_STEPS, Measure, Measured, measure_rows
+from gemma_ft.inspection.pieces import Piece, Vocabulary, read_line
+
+if TYPE_CHECKING:
+    import datasets
+
+    from gemma_ft.data.prepare import PreparedData
+
+_PLACES = 3
+_PREVIEW = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledRow:
+    """A training row, token by token."""
+
+    where: str
+    """File and line, or data set and row."""
+    pieces: tuple[Piece, ...]
+    full_length: int
+    """Tokens before the cut."""
+    turns: int
+    """Learned turns with their end."""
+    turns_cut: int
+    """Learned turns that lost their end, or all of themselves, to the cut."""
+
+    @property
+    def learned(self) -> int:
+        """Count the tokens in the loss."""
+        return sum(piece.learned for piece in self.pieces)
+
+    @property
+    def lost(self) -> int:
+        """Count the tokens beyond the cut."""
+        return self.full_length - len(self.pieces)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NotableRow:
+    """A row that stands out."""
+
+    where: str
+    value: float
+    """In the unit of its measure."""
+    beginning: str
+    """The first words that are learned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DroppedRows:
+    """Rows that are left out for one cause."""
+
+    cause: str
+    rows: int
+    messages: tuple[str, ...]
+    """The first few, each with its place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """The data of a run as the model will see it."""
+
+    config: RunConfig
+    facts: Mapping[str, Any]
+    """What data.json will hold."""
+    sample: tuple[SampledRow, ...]
+    lengths: Lengths
+    """Of the training rows before the cut."""
+    trained_shares: tuple[int, ...]
+    """Training rows by the share of their tokens that is learned, in equal steps from nothing to all."""
+    batches: Batches
+    notable: tuple[tuple[Measure, tuple[NotableRow, ...]], ...]
+    """The longest and the strangest rows, by what is strange about them."""
+    dropped: tuple[DroppedRows, ...]
+
+
+def inspect(config: RunConfig, *, rows: int = 5) -> Survey:
+    """Prepare a run's data as training would, and look at it; the model itself is not loaded.
+
+    Args:
+        config: The whole run, as `gemma_ft.compose` returns it.
+        rows: How many training rows to show token by token: a sample that the seed chooses.
+
+    Raises:
+        GemmaFTError: The run cannot work; the message says why and what to do.
+    """
+    from gemma_ft.data.contract import check_tokenizer
+    from gemma_ft.data.prepare import prepare_data
+    from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
+    from gemma_ft.modeling.libraries import quiet_libraries
+
+    check_config(config)
+    quiet_libraries()
+    checkpoint = find_checkpoint(config.model)
+    tokenizer = load_tokenizer(checkpoint)
+    check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
+    data = prepare_data(
+        config.dataset,
+        tokenizer=tokenizer,
+        max_length=config.trainer.max_length,
+        seed=config.seed,
+        packing=config.trainer.packing,
+    )
+    return survey_data(data, config, Vocabulary(tokenizer), rows=rows)
+
+
+def survey_data(data: "PreparedData", config: RunConfig, vocabulary: Vocabulary, *, rows: int) -> Survey:
+    """Look at data that is prepared.
+
+    Args:
+        data: The data.
+        config: The run that it was prepared for.
+        vocabulary: That of the tokenizer.
+        rows: How many training rows to show token by token.
+    """
+    measured = measure_rows(data.rows, vocabulary, config.trainer.max_length)
+    chosen = random.Random(config.seed).sample(range(data.rows.num_rows), min(rows, data.rows.num_rows))
+    return Survey(
+        config=config,
+        facts=data.facts,
+        sample=tuple(_sampled(row, vocabulary) for row in _pick(data.rows, sorted(chosen))),
+        lengths=Lengths(measured.full_lengths),
+        trained_shares=tuple(measured.trained_shares),
+        batches=_batches(data, config, Lengths(measured.lengths)),
+        notable=tuple(_notable(data.rows, measured, vocabulary)),
+        dropped=tuple(_dropped(data)),
+    )
+
+
+def _pick(rows: "datasets.Dataset", numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    return (rows[number] for number in numbers)
+
+
+def _sampled(row: Mapping[str, Any], vocabulary: Vocabulary) -> SampledRow:
+    return SampledRow(
+        where=row["where"],
+        pieces=vocabulary.pieces(row["input_ids"], row["labels"]),
+        full_length=row["full_length"],
+        turns=row["turns"],
+        turns_cut=row["turns_cut"],
+    )
+
+
+def _batches(data: "PreparedData", config: RunConfig, lengths: Lengths) -> Batches:
+    size, most = config.trainer.micro_batch_size, config.trainer.max_length
+    packing = data.facts["packing"]
+    sequences = packing["sequences"] if packing else count_packed(lengths, most)
+    return Batches(
+        micro_batch_size=size,
+        padding=0.0 if packing else expected_padding(lengths, size),
+        row_fill=lengths.mean / most,
+        packed_sequences=sequences,
+        packed_efficiency=lengths.tokens / (sequences * most),
+        fills=_fills(data.train, most) if packing else (),
+    )
+
+
+def _fills(sequences: "datasets.Dataset", most: int) -> tuple[int, ...]:
+    counts = [0] * SHARE_STEPS
+    for batch in sequences.select_columns(["seq_lengths"]).with_format("arrow").iter(batch_size=1000):
+        for lengths in batch["seq_lengths"].to_pylist():
+            counts[min(sum(lengths) * SHARE_STEPS // most, SHARE_STEPS - 1)] += 1
+    return tuple(counts)
+
+
+def _notable(
+    rows: "datasets.Dataset", measured: Measured, vocabulary: Vocabulary
+) -> Iterator[tuple[Measure, tuple[NotableRow, ...]]]:
+    for measure in MEASURES:
+        found = measured.top[measure.name]
+        entries = zip(found, _pick(rows, [number for _, number in found]), strict=True)
+        if found:
+            yield (
+                measure,
+                tuple(
+                    NotableRow(where=row["where"], value=value, beginning=_beginning(row, vocabulary))
+                    for (value, _), row in entries
+                ),
+            )
+
+
+def _beginning(row: Mapping[str, Any], vocabulary: Vocabulary) -> str:
+    """Read the first words that are learned."""
+    learned = [number for number in row["labels"] if number >= 0][:_PREVIEW]
+    return read_line(vocabulary.pieces(learned, learned), _PREVIEW)
+
+
+def _dropped(data: "PreparedData") -> Iterator[DroppedRows]:
+    """Join the counts of the rows that are left out with the first few places of each cause."""
+    messages: dict[str, list[str]] = defaultdict(list)
+    for entry in _entries(data.dropped):
+        if len(messages[entry["cause"]]) < _PLACES:
+            messages[entry["cause"]].append(entry["message"])
+    causes: Mapping[str, int] = data.facts["rows_dropped"]
+    for cause, number in sorted(causes.items(), key=lambda item: -item[1]):
+        yield DroppedRows(cause=cause, rows=number, messages=tuple(messages[cause]))
+
+
+def _entries(files: Sequence[Path]) -> Iterator[dict[str, str]]:
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
