@@ -317,9 +317,12 @@ def test_checking_rows_costs_little_beside_making_them(tokenizer):
     rows = [row for (row,) in encode_batch(talks, tokenizer, rules())]
     made = time.perf_counter() - start
     batch = rows_of(tokenizer, [row.input_ids for row in rows], [row.labels for row in rows])
-    start = time.perf_counter()
-    check_rows(batch, tokenizer)
-    assert time.perf_counter() - start < 0.1 * made  # 0.02 where nothing else runs
+    checked = []
+    for _ in range(3):
+        start = time.perf_counter()
+        check_rows(batch, tokenizer)
+        checked.append(time.perf_counter() - start)
+    assert min(checked) < 0.05 * made
 
 
 def test_the_contract_is_stated_with_ids_hashes_and_the_departure(tokenizer):
