@@ -40,6 +40,9 @@ COLUMNS = (
 )
 """What is kept of each row; `piece` counts the rows that one long conversation was split into, from 0."""
 
+_LIMIT = "trainer.max_length"
+_TOO_LONG = f"longer than {_LIMIT}"
+_UNLEARNED = f"no learned token within {_LIMIT}"
 _BATCH_ROWS = 256
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -204,19 +207,18 @@ def _encode(
     kept: list[tuple[str, Encoded, int, bytes]] = []
     encoded = encode_batch([example for _, example, _ in batch], tokenizer, rules)
     for (where, _, digest), pieces in zip(batch, encoded, strict=True):
-        learned = [piece for piece in pieces if piece.trained]
-        if not learned:
-            _drop_long(where, account, rules, too_long=not pieces)
-        kept += [(where, piece, number, digest) for number, piece in enumerate(learned)]
+        if not pieces:
+            account.drop(where, _TOO_LONG, _line(where, _TOO_LONG, rules))
+        for number, piece in enumerate(pieces):
+            if piece.trained:
+                kept.append((where, piece, number, digest))
+            else:
+                account.drop(where, _UNLEARNED, _line(where, _UNLEARNED, rules))
     return _record_batch(kept)
 
 
-def _drop_long(where: str, account: _Account, rules: TokenRules, *, too_long: bool) -> None:
-    limit = f"trainer.max_length={rules.max_length}"
-    cause = "longer than trainer.max_length" if too_long else "no learned token within trainer.max_length"
-    account.drop(
-        where, cause, f"{where}: {cause.replace('trainer.max_length', limit)}. Raise it to use the row."
-    )
+def _line(where: str, cause: str, rules: TokenRules) -> str:
+    return f"{where}: {cause.replace(_LIMIT, f'{_LIMIT}={rules.max_length}')}. Raise it to use the row."
 
 
 def _schema() -> "pyarrow.Schema":
