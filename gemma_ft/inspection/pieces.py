@@ -125,7 +125,11 @@ def split_piece(piece: Piece, before: Piece | None, *, escaped: frozenset[str] =
         else:
             parts.append(Part(run, Look.space))
         starts_line = run[0] == "\n"
-    return parts
+    return [Part("".join(part.text for part in group), look) for look, group in groupby(parts, _look)]
+
+
+def _look(part: Part) -> Look:
+    return part.look
 
 
 def _visible_parts(text: str, escaped: frozenset[str]) -> Iterator[Part]:

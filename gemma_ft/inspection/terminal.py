@@ -93,7 +93,9 @@ def _look(piece: Piece, part: Part, *, odd: bool) -> tuple[int, ...]:
         return (_BOLD, _MAGENTA) if piece.learned else (_MAGENTA,)
     if piece.kind is Kind.byte or part.look is Look.escape:
         return (_YELLOW, *((_DIM,) if odd else ()))
-    return (*shade, _DIM) if part.look is Look.newline else shade
+    if part.look is Look.newline:
+        return (_GREEN, _DIM) if piece.learned else (_DIM,)
+    return shade
 
 
 class _Line:
