@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft.config.dataset import Copies, DatasetConfig, NearCopies, row_parts
 from gemma_ft.data.packing import describe_packing
 from gemma_ft.data.parts import Part
-from gemma_ft.data.tokens import TokenRules
+from gemma_ft.data.tokens.encoding import TokenRules
 
 if TYPE_CHECKING:
     import datasets

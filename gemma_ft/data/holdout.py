@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from gemma_ft.data.conversations import Example, Text, fold_system
+from gemma_ft.data.conversations.examples import Example, Text, fold_system
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft import families
 from gemma_ft.config.dataset import NearCopies
-from gemma_ft.data.turns import control_ids, encode_texts
+from gemma_ft.data.tokens.turns import control_ids, encode_texts
 from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.cache import one_at_a_time
-from gemma_ft.data.hub_rows import quiet_datasets
+from gemma_ft.data.sources.hub_rows import quiet_datasets
 
 if TYPE_CHECKING:
     import datasets

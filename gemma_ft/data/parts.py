@@ -9,10 +9,10 @@ from gemma_ft.config.dataset import Copies, DatasetConfig, NearCopies, row_parts
 from gemma_ft.config.rows import MixturePart
 from gemma_ft.data.holdout import hold_out
 from gemma_ft.data.near_duplicates import check_library, find_near_duplicates
-from gemma_ft.data.sources import open_source
+from gemma_ft.data.sources.opening import open_source
 from gemma_ft.data.store import StoredTokens, load_tokens
 from gemma_ft.data.tokenise import Split
-from gemma_ft.data.tokens import TokenRules
+from gemma_ft.data.tokens.encoding import TokenRules
 from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from gemma_ft.data.mixture import Ingredient, mix
 from gemma_ft.data.packing import TOKEN_COLUMNS, pack
 from gemma_ft.data.parts import Part, check_left, find_copies, load_parts, set_aside, whole_digest
 from gemma_ft.data.store import StoredTokens
-from gemma_ft.data.tokens import TokenRules
+from gemma_ft.data.tokens.encoding import TokenRules
 
 if TYPE_CHECKING:
     import datasets

@@ -14,10 +14,10 @@ from gemma_ft.cache import one_at_a_time, writable_cache
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.rows import RowsConfig
 from gemma_ft.data.holdout import DIGEST_BYTES
-from gemma_ft.data.rows import Source
-from gemma_ft.data.sources import identify_split
+from gemma_ft.data.sources.opening import identify_split
+from gemma_ft.data.sources.rows import Source
 from gemma_ft.data.tokenise import COLUMNS, Split, tokenise
-from gemma_ft.data.tokens import TokenRules
+from gemma_ft.data.tokens.encoding import TokenRules
 from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:

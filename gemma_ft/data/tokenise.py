@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from gemma_ft.config.dataset import ControlTokens, DatasetConfig, OnBadRow
 from gemma_ft.config.rows import RowsConfig
-from gemma_ft.data.contract import check_rows, describe_contract
-from gemma_ft.data.conversations import Conversation, Example, Text, build_example
+from gemma_ft.data.conversations.examples import Conversation, Example, Text, build_example
 from gemma_ft.data.holdout import content_digest
-from gemma_ft.data.rows import Row, RowError, Source
-from gemma_ft.data.sources import load_split
-from gemma_ft.data.tokens import Encoded, TokenRules, encode_batch, find_control_token
+from gemma_ft.data.sources.opening import load_split
+from gemma_ft.data.sources.rows import Row, RowError, Source
+from gemma_ft.data.tokens.contract import check_rows, describe_contract
+from gemma_ft.data.tokens.encoding import Encoded, TokenRules, encode_batch, find_control_token
 
 if TYPE_CHECKING:
     import pyarrow

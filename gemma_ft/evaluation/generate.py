@@ -157,8 +157,8 @@ def answer(
     """Let a loaded model answer, and leave it in the mode it was in."""
     import torch
 
-    from gemma_ft.data.tokens import prompt_ids, text_ids
-    from gemma_ft.data.turns import stop_ids
+    from gemma_ft.data.tokens.encoding import prompt_ids, text_ids
+    from gemma_ft.data.tokens.turns import stop_ids
 
     ids = text_ids(tokenizer, prompt) if raw else prompt_ids(tokenizer, [{"role": "user", "content": prompt}])
     prompt_BL = torch.tensor([ids], device=model.device)

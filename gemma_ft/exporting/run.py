@@ -100,7 +100,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
 
 def _trained_sample_sha256(run: RunFolder, checkpoint: "Checkpoint") -> str:
     """Return what `sample_sha256` gave when the run began, or without such a record, what it gives now."""
-    from gemma_ft.data.contract import sample_sha256
+    from gemma_ft.data.tokens.contract import sample_sha256
     from gemma_ft.modeling.checkpoint import load_tokenizer
 
     facts = read_json(run.data) if run.data.is_file() else {}

@@ -98,8 +98,8 @@ def inspect(config: RunConfig, *, rows: int = 5) -> Survey:
     Raises:
         GemmaFTError: The run cannot work; the message says why and what to do.
     """
-    from gemma_ft.data.contract import check_tokenizer
     from gemma_ft.data.prepare import prepare_data
+    from gemma_ft.data.tokens.contract import check_tokenizer
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
     from gemma_ft.modeling.libraries import quiet_libraries
 

@@ -53,7 +53,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
 
 def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
     """Train, and leave what was trained in the run folder."""
-    from gemma_ft.data.contract import check_tokenizer
+    from gemma_ft.data.tokens.contract import check_tokenizer
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
     from gemma_ft.modeling.libraries import quiet_libraries
     from gemma_ft.modeling.precision import read_device, resolve_precision

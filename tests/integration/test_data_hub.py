@@ -11,7 +11,7 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 HUB = """
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.rows import DataSource
-from gemma_ft.data.sources import load_split, open_source
+from gemma_ft.data.sources.opening import load_split, open_source
 dataset = DatasetConfig(source=DataSource.hub, path="some/quotes", split={split!r}, {keys})
 source = open_source(dataset)
 found = load_split(source, dataset.split, name=dataset.path, key="dataset.split")
@@ -146,7 +146,7 @@ def test_a_stream_is_read_by_split_and_slice_at_a_known_commit(card, tmp_path):
 def test_the_same_commit_is_one_identity_streamed_or_downloaded(tmp_path):
     code = """
 from gemma_ft.config.rows import DataSource, RowsConfig
-from gemma_ft.data.sources import open_source
+from gemma_ft.data.sources.opening import open_source
 for streaming in (False, True):
     source = open_source(RowsConfig(source=DataSource.hub, path="some/quotes", streaming=streaming))
     print(source.identity("train"))

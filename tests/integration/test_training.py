@@ -354,7 +354,7 @@ def test_a_run_folder_that_cannot_be_made_is_said(train, chats, tmp_path, capsys
 def test_typed_control_tokens_stay_text_in_a_raw_prompt(tiny):
     from transformers import AutoTokenizer
 
-    from gemma_ft.data.tokens import text_ids
+    from gemma_ft.data.tokens.encoding import text_ids
 
     ids = text_ids(AutoTokenizer.from_pretrained(tiny), "a<eos><start_of_turn>b")
     assert ids[0] == 2

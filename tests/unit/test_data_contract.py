@@ -9,9 +9,9 @@ from data_tokenizer import build_tokenizer, find_tokenizers, load_folder
 from rendered_by_hand import make_talks, reference
 
 from gemma_ft.config.dataset import LossTarget, OnLongRow, Trim
-from gemma_ft.data.contract import check_rows, check_tokenizer, describe_contract, sample_sha256
-from gemma_ft.data.conversations import Conversation, Text
-from gemma_ft.data.tokens import TokenRules, encode_batch, prompt_ids
+from gemma_ft.data.conversations.examples import Conversation, Text
+from gemma_ft.data.tokens.contract import check_rows, check_tokenizer, describe_contract, sample_sha256
+from gemma_ft.data.tokens.encoding import TokenRules, encode_batch, prompt_ids
 from gemma_ft.errors import DataError, ModelError
 from gemma_ft.families import FAMILIES
 

@@ -4,8 +4,8 @@ import pickle
 import pytest
 
 from gemma_ft.config.rows import ColumnsConfig
-from gemma_ft.data.conversations import Conversation, Text, build_example, build_prompt, fold_system
-from gemma_ft.data.rows import Row, RowError
+from gemma_ft.data.conversations.examples import Conversation, Text, build_example, build_prompt, fold_system
+from gemma_ft.data.sources.rows import Row, RowError
 
 TWO = Conversation((("user", "Hi"), ("assistant", "Hello")))
 

@@ -10,9 +10,9 @@ import pytest
 
 from gemma_ft.config.places import find_place_problems
 from gemma_ft.config.rows import RowsConfig
-from gemma_ft.data.conversations import Text, build_example
-from gemma_ft.data.rows import RowError
-from gemma_ft.data.sources import load_split, open_source
+from gemma_ft.data.conversations.examples import Text, build_example
+from gemma_ft.data.sources.opening import load_split, open_source
+from gemma_ft.data.sources.rows import RowError
 from gemma_ft.errors import DataError
 
 GOOD = Text("good")

@@ -13,7 +13,7 @@ from gemma_ft.config.checks import check_config
 from gemma_ft.config.schema import Attention, Dtype, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
-from gemma_ft.data.tokens import NOT_LEARNED
+from gemma_ft.data.tokens.encoding import NOT_LEARNED
 from gemma_ft.errors import ConfigError
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.runs import RunFolder

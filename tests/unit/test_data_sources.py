@@ -6,8 +6,8 @@ import pytest
 
 from gemma_ft.config.dataset import DatasetConfig
 from gemma_ft.config.rows import DataSource
-from gemma_ft.data.rows import parse_split
-from gemma_ft.data.sources import identify_split, load_split, open_source
+from gemma_ft.data.sources.opening import identify_split, load_split, open_source
+from gemma_ft.data.sources.rows import parse_split
 from gemma_ft.errors import DataError, HubError
 
 ROWS = [{"text": letter} for letter in "abcdefghij"]
@@ -364,7 +364,7 @@ def test_a_package_without_such_rows_is_refused(package, path, message):
 
 
 def test_a_corpus_that_is_not_installed_names_the_package_to_install(monkeypatch):
-    monkeypatch.setattr("gemma_ft.data.packages.find_spec", lambda _: None)
+    monkeypatch.setattr("gemma_ft.data.sources.packages.find_spec", lambda _: None)
     with pytest.raises(DataError, match=r"is not installed\. Run pip install chatterbot-corpus\."):
         open_source(DatasetConfig(source=PACKAGED, path="chatterbot_corpus"))
 

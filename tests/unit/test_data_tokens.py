@@ -8,8 +8,14 @@ from data_tokenizer import END, START, build_tokenizer
 from rendered_by_hand import make_talks
 
 from gemma_ft.config.dataset import LossTarget, OnLongRow, Trim
-from gemma_ft.data.conversations import Conversation, Text
-from gemma_ft.data.tokens import NOT_LEARNED, TokenRules, encode_batch, find_control_token, prompt_ids
+from gemma_ft.data.conversations.examples import Conversation, Text
+from gemma_ft.data.tokens.encoding import (
+    NOT_LEARNED,
+    TokenRules,
+    encode_batch,
+    find_control_token,
+    prompt_ids,
+)
 from gemma_ft.errors import DataError
 
 LONG = 10_000
@@ -302,8 +308,8 @@ import os, sys, warnings
 sys.path.insert(0, sys.argv[1])
 from data_tokenizer import build_tokenizer
 from gemma_ft.config.dataset import LossTarget, OnLongRow, Trim
-from gemma_ft.data.conversations import Text
-from gemma_ft.data.tokens import TokenRules, encode_batch
+from gemma_ft.data.conversations.examples import Text
+from gemma_ft.data.tokens.encoding import TokenRules, encode_batch
 os.environ.pop("TOKENIZERS_PARALLELISM", None)
 rules = TokenRules(loss_on=LossTarget.all, trim=Trim.template, on_long_row=OnLongRow.drop, max_length=9999)
 tokenizer = build_tokenizer()

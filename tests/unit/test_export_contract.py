@@ -8,7 +8,7 @@ import pytest
 import transformers
 from data_tokenizer import build_tokenizer, find_tokenizers, load_folder
 
-from gemma_ft.data.contract import find_fault, sample_sha256
+from gemma_ft.data.tokens.contract import find_fault, sample_sha256
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.contract import check_contract
 from gemma_ft.exporting.tokenizer_files import special_token_ids

@@ -94,7 +94,7 @@ def test_imports_point_down_only():
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("config/x.py", "from gemma_ft.data.rows import Row"),
+        ("config/x.py", "from gemma_ft.data.sources.rows import Row"),
         ("exporting/x.py", "def f():\n    import gemma_ft.evaluation.generate"),
         ("families.py", "from gemma_ft import hub"),
     ],

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from gemma_ft.data.rows import RowError, show
+from gemma_ft.data.sources.rows import RowError, show
 
 
 class Fault(Exception):  # noqa: N818 - it stands for a value as often as it is raised

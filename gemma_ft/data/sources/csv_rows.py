@@ -4,8 +4,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gemma_ft.data.lines import decode_line, read_lines
-from gemma_ft.data.rows import Row, RowError, show
+from gemma_ft.data.sources.lines import decode_line, read_lines
+from gemma_ft.data.sources.rows import Row, RowError, show
 from gemma_ft.errors import DataError
 
 _LARGEST_CELL = 1 << 30

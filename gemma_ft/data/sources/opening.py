@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft.config.rows import DataSource, RowsConfig
-from gemma_ft.data.files import LocalFiles
-from gemma_ft.data.hub_rows import HubRows
-from gemma_ft.data.hub_stream import StreamedRows
-from gemma_ft.data.packages import open_package
-from gemma_ft.data.rows import Row, RowError, Source, SplitPart, parse_split
+from gemma_ft.data.sources.files import LocalFiles
+from gemma_ft.data.sources.hub_rows import HubRows
+from gemma_ft.data.sources.hub_stream import StreamedRows
+from gemma_ft.data.sources.packages import open_package
+from gemma_ft.data.sources.rows import Row, RowError, Source, SplitPart, parse_split
 from gemma_ft.errors import DataError
 
 __all__ = ["Row", "RowError", "Source", "identify_split", "load_split", "open_source"]

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft.config.places import DATA_SUFFIXES
-from gemma_ft.data.arrow_rows import count_parquet_rows, parquet_rows
-from gemma_ft.data.csv_rows import csv_rows
-from gemma_ft.data.folders import describe_folder, find_data_files, find_own_splits, name_splits, split_files
-from gemma_ft.data.json_rows import count_jsonl_rows, json_rows, jsonl_rows
-from gemma_ft.data.rows import Row, RowError, one_line, show
+from gemma_ft.data.sources.arrow_rows import count_parquet_rows, parquet_rows
+from gemma_ft.data.sources.csv_rows import csv_rows
+from gemma_ft.data.sources.folders import (
+    describe_folder,
+    find_data_files,
+    find_own_splits,
+    name_splits,
+    split_files,
+)
+from gemma_ft.data.sources.json_rows import count_jsonl_rows, json_rows, jsonl_rows
+from gemma_ft.data.sources.rows import Row, RowError, one_line, show
 from gemma_ft.errors import DataError
 
 _log = logging.getLogger("gemma_ft")

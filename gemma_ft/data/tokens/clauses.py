@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from gemma_ft import families
-from gemma_ft.data.tokens import NOT_LEARNED
-from gemma_ft.data.turns import control_ids, encode_texts
+from gemma_ft.data.tokens.encoding import NOT_LEARNED
+from gemma_ft.data.tokens.turns import control_ids, encode_texts
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.data.foreign import HEAD_BYTES, refuse_foreign
-from gemma_ft.data.lines import decode_line, read_lines
-from gemma_ft.data.rows import Row, RowError, kind_of
-from gemma_ft.data.strict_json import find_fault, is_cut_off, parse_json, parse_marked
+from gemma_ft.data.sources.foreign import HEAD_BYTES, refuse_foreign
+from gemma_ft.data.sources.lines import decode_line, read_lines
+from gemma_ft.data.sources.rows import Row, RowError, kind_of
+from gemma_ft.data.sources.strict_json import find_fault, is_cut_off, parse_json, parse_marked
 from gemma_ft.errors import DataError
 
 _ONE_LIST = "Is the whole file one list? Then name it .json."

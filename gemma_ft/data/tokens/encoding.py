@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Self
 
 from gemma_ft import families
 from gemma_ft.config.dataset import DatasetConfig, LossTarget, OnLongRow, Trim
-from gemma_ft.data.conversations import Conversation, Example, Text, build_prompt, fold_system
-from gemma_ft.data.splitting import last_turns, split_text, split_turns
-from gemma_ft.data.turns import EncodedTurn, control_ids, encode_texts, encode_turns
+from gemma_ft.data.conversations.examples import Conversation, Example, Text, build_prompt, fold_system
+from gemma_ft.data.tokens.splitting import last_turns, split_text, split_turns
+from gemma_ft.data.tokens.turns import EncodedTurn, control_ids, encode_texts, encode_turns
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from gemma_ft.config.rows import ColumnsConfig
-from gemma_ft.data.rows import RowError, kind_of, show
+from gemma_ft.data.sources.rows import RowError, kind_of, show
 
 Turn = tuple[str, str]
 """Role (system, user or assistant) and text."""

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.data.files import LocalFiles, file_digest
-from gemma_ft.data.rows import Row, RowError, Source, one_line, show
+from gemma_ft.data.sources.files import LocalFiles, file_digest
+from gemma_ft.data.sources.rows import Row, RowError, Source, one_line, show
 from gemma_ft.errors import DataError
 
 _CHATTERBOT = "chatterbot_corpus"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft import families
 from gemma_ft.config.dataset import Trim
-from gemma_ft.data.clauses import find_breaches
-from gemma_ft.data.conversations import Conversation, Example, fold_system
-from gemma_ft.data.tokens import TokenRules, encode, find_control_token, prompt_ids
-from gemma_ft.data.turns import control_ids, encode_texts
+from gemma_ft.data.conversations.examples import Conversation, Example, fold_system
+from gemma_ft.data.tokens.clauses import find_breaches
+from gemma_ft.data.tokens.encoding import TokenRules, encode, find_control_token, prompt_ids
+from gemma_ft.data.tokens.turns import control_ids, encode_texts
 from gemma_ft.errors import DataError, ModelError
 
 if TYPE_CHECKING:

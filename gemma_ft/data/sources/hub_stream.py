@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from gemma_ft import hub
-from gemma_ft.data.arrow_rows import BATCH_ROWS, arrow_rows
-from gemma_ft.data.hub_rows import explain_failure, quiet_datasets
-from gemma_ft.data.rows import Row, RowError, one_line
+from gemma_ft.data.sources.arrow_rows import BATCH_ROWS, arrow_rows
+from gemma_ft.data.sources.hub_rows import explain_failure, quiet_datasets
+from gemma_ft.data.sources.rows import Row, RowError, one_line
 from gemma_ft.errors import DataError, GemmaFTError, HubError
 
 _RETRIES = 4

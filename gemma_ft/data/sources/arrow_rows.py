@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemma_ft.data.foreign import HEAD_BYTES, refuse_foreign
-from gemma_ft.data.rows import Row, RowError, one_line, show
+from gemma_ft.data.sources.foreign import HEAD_BYTES, refuse_foreign
+from gemma_ft.data.sources.rows import Row, RowError, one_line, show
 from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from gemma_ft.config.rows import ColumnsConfig
-from gemma_ft.data.messages import Turn, TurnNames, read_text, read_turns, turn_names
-from gemma_ft.data.rows import Row, RowError, kind_of
-from gemma_ft.data.shapes import Shape, find_shape
-from gemma_ft.data.strict_json import parse_json
+from gemma_ft.data.conversations.messages import Turn, TurnNames, read_text, read_turns, turn_names
+from gemma_ft.data.conversations.shapes import Shape, find_shape
+from gemma_ft.data.sources.rows import Row, RowError, kind_of
+from gemma_ft.data.sources.strict_json import parse_json
 
 _ROLES_IN_TURN = ("user", "assistant")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gemma_ft.data.turns import EncodedTurn
+from gemma_ft.data.tokens.turns import EncodedTurn
 
 
 def split_turns(

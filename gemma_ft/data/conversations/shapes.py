@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from gemma_ft.config.rows import ColumnsConfig
-from gemma_ft.data.rows import Row, RowError, show
+from gemma_ft.data.sources.rows import Row, RowError, show
 
 _MOST_COLUMNS = 12
 _TURN_KEYS = ("role", "content", "user", "assistant")

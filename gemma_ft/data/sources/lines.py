@@ -4,8 +4,8 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_ft.data.foreign import HEAD_BYTES, refuse_foreign
-from gemma_ft.data.rows import RowError
+from gemma_ft.data.sources.foreign import HEAD_BYTES, refuse_foreign
+from gemma_ft.data.sources.rows import RowError
 
 
 def read_lines(file: Path, name: str) -> Iterator[tuple[int, bytes]]:

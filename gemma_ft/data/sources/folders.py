@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_ft.config.places import DATA_SUFFIXES, is_data_file
-from gemma_ft.data.rows import show
+from gemma_ft.data.sources.rows import show
 from gemma_ft.errors import DataError
 
 _SHARD = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")

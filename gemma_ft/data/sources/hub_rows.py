@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft import hub
-from gemma_ft.data.arrow_rows import BATCH_ROWS, arrow_rows
-from gemma_ft.data.rows import Row, RowError, one_line
+from gemma_ft.data.sources.arrow_rows import BATCH_ROWS, arrow_rows
+from gemma_ft.data.sources.rows import Row, RowError, one_line
 from gemma_ft.errors import DataError, GemmaFTError
 
 

@@ -1,0 +1,1 @@
+"""Rows of every shape as conversations or plain texts."""
