@@ -29,6 +29,8 @@ class ColumnsConfig:
     """The role that means the user, where it is none of user and human."""
     assistant: str | None = None
     """The role that means the assistant, where it is none of assistant, gpt and model."""
+    system: str | None = None
+    """Column of a system message beside the turns or the question (otherwise system)."""
     prompt: str | None = None
     """Column of the question; with completion."""
     completion: str | None = None

@@ -59,6 +59,7 @@ def describe_data(
         "rows_train": rows.num_rows,
         **counts,
         "system_messages": _sum(parts, "system_messages"),
+        "unused_columns": sorted({name for part in parts for name in part.train.report["unused_columns"]}),
         "packing": describe_packing(packed, counts["tokens"], rules.max_length) if packed else None,
         "mixture": _mixture(parts, rows, origins) if dataset.mixture else None,
         "contract": parts[0].train.report["contract"],

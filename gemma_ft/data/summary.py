@@ -32,6 +32,8 @@ def data_lines(dataset: DatasetConfig, facts: dict[str, Any]) -> Iterator[str]:
         )
     if facts["system_messages"]:
         yield f"  {facts['system_messages']:,} system messages are put before the first user turn"
+    if facts["unused_columns"]:
+        yield f"  columns that are not read: {', '.join(facts['unused_columns'])}"
     yield from _copy_lines(dataset, facts)
     if facts["packing"]:
         yield (

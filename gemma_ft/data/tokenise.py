@@ -1,19 +1,16 @@
 """From the rows of a split to a file of tokens, batch by batch, with every row accounted for."""
 
-import hashlib
-import json
-import logging
-import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.dataset import ControlTokens, DatasetConfig, OnBadRow
 from gemma_ft.config.rows import RowsConfig
+from gemma_ft.data.account import Account
 from gemma_ft.data.conversations.examples import Conversation, Example, Text, build_example
+from gemma_ft.data.conversations.shapes import unused_columns
 from gemma_ft.data.holdout import content_digest
 from gemma_ft.data.sources.opening import load_split
 from gemma_ft.data.sources.rows import Row, RowError, Source
@@ -23,8 +20,6 @@ from gemma_ft.data.tokens.encoding import Encoded, TokenRules, encode_batch, fin
 if TYPE_CHECKING:
     import pyarrow
     from transformers import PreTrainedTokenizerFast
-
-logger = logging.getLogger("gemma_ft")
 
 COLUMNS = (
     "input_ids",
@@ -44,7 +39,6 @@ _LIMIT = "trainer.max_length"
 _TOO_LONG = f"longer than {_LIMIT}"
 _UNLEARNED = f"no learned token within {_LIMIT}"
 _BATCH_ROWS = 256
-_SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +86,7 @@ def tokenise(
     import pyarrow
 
     with dropped_file.open("w", encoding="utf-8") as dropped:
-        account = _Account(dropped)
+        account = Account(dropped)
         reader = _Reader(split, source, rows, dataset, tokenizer, account)
         with pyarrow.OSFile(str(rows_file), "wb") as sink, pyarrow.ipc.new_stream(sink, _schema()) as writer:
             written = 0
@@ -107,41 +101,6 @@ def tokenise(
     return account.report() | {"rows": written}
 
 
-class _Account:
-    """Everything that is counted on the way."""
-
-    def __init__(self, dropped: TextIO) -> None:
-        self.read = self.examples = self.plain_text = self.system = 0
-        self.contract: dict[str, Any] | None = None
-        self.hash = hashlib.sha256()
-        self._dropped = dropped
-        self._causes: Counter[str] = Counter()
-        self._told = time.monotonic()
-
-    def drop(self, where: str, cause: str, message: str) -> None:
-        """Leave a row out, counted and listed."""
-        self._causes[cause] += 1
-        self._dropped.write(json.dumps({"where": where, "cause": cause, "message": message}) + "\n")
-
-    def tell(self) -> None:
-        """Say how far it has come, every now and then."""
-        if time.monotonic() - self._told > _SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            logger.info("tokenising: %s rows", f"{self.read:,}")
-
-    def report(self) -> dict[str, Any]:
-        """Return the counts."""
-        return {
-            "rows_read": self.read,
-            "examples": self.examples,
-            "plain_text": self.plain_text,
-            "system_messages": self.system,
-            "data_sha256": self.hash.hexdigest(),
-            "dropped": dict(self._causes),
-            "contract": self.contract or {},
-        }
-
-
 class _Reader(Iterator[tuple[str, Example, bytes]]):
     """Yields place, example and digest of each row that can be used."""
 
@@ -152,7 +111,7 @@ class _Reader(Iterator[tuple[str, Example, bytes]]):
         rows: RowsConfig,
         dataset: DatasetConfig,
         tokenizer: "PreTrainedTokenizerFast",
-        account: _Account,
+        account: Account,
     ) -> None:
         found = load_split(source, split.expression, name=rows.path, key=split.key)
         self._rows = islice(found, split.most)
@@ -173,6 +132,8 @@ class _Reader(Iterator[tuple[str, Example, bytes]]):
                 self._account.drop(error.where, error.cause, str(error))
                 continue
             assert isinstance(row, Row)
+            if self._account.unused is None:
+                self._account.unused = unused_columns(row, self._columns, self._prefix)
             digest = content_digest(example)
             self._account.hash.update(digest)
             self._account.examples += 1
@@ -202,7 +163,7 @@ def _encode(
     batch: list[tuple[str, Example, bytes]],
     tokenizer: "PreTrainedTokenizerFast",
     rules: TokenRules,
-    account: _Account,
+    account: Account,
 ) -> "pyarrow.RecordBatch":
     kept: list[tuple[str, Encoded, int, bytes]] = []
     encoded = encode_batch([example for _, example, _ in batch], tokenizer, rules)

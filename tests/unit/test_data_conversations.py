@@ -5,6 +5,7 @@ import pytest
 
 from gemma_ft.config.rows import ColumnsConfig
 from gemma_ft.data.conversations.examples import Conversation, Text, build_example, build_prompt, fold_system
+from gemma_ft.data.conversations.shapes import unused_columns
 from gemma_ft.data.sources.rows import Row, RowError
 
 TWO = Conversation((("user", "Hi"), ("assistant", "Hello")))
@@ -389,3 +390,39 @@ def test_a_prompt_ends_with_the_user():
         RowError, match=r"prompt: ends with the assistant's turn\. The last turn must be the user's"
     ):
         build_prompt(chat(("user", "Hi"), ("assistant", "Hello")))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": chat(("user", "Hi"), ("assistant", "Hello")), "system": "Be brief."},
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+            "system": "Be brief.",
+        },
+        {"data": ["Hi", "Hello"], "system": "Be brief."},
+        {"prompt": "Hi", "completion": "Hello", "system": "Be brief."},
+        {"instruction": "Hi", "output": "Hello", "system": "Be brief."},
+        {"messages": chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")), "system": ""},
+        {"messages": chat(("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")), "system": None},
+    ],
+)
+def test_a_column_of_a_system_message_stands_before_the_turns(values):
+    assert example(**values) == Conversation(TWO.messages, "Be brief.")
+
+
+def test_the_column_of_a_system_message_can_be_named():
+    row = Row("x:1", {"conversations": chat(("user", "Hi"), ("assistant", "Hello")), "persona": "Be brief."})
+    assert build_example(row, ColumnsConfig(system="persona")) == Conversation(TWO.messages, "Be brief.")
+    with pytest.raises(RowError, match=r"x:1: dataset\.columns\.system=pirate is not among the columns"):
+        build_example(row, ColumnsConfig(system="pirate"))
+
+
+def test_a_system_message_in_its_column_and_among_the_turns_is_two():
+    with pytest.raises(RowError, match=r"two system messages\. Join them\."):
+        example(messages=chat(("system", "a"), ("user", "b"), ("assistant", "c")), system="d")
+
+
+def test_columns_that_are_not_read_are_listed():
+    values = {"id": 7, "instruction": "a", "input": "b", "output": "c", "system": "", "score": float("nan")}
+    assert unused_columns(Row("x:1", values), None, "dataset") == ["id", "score"]

@@ -80,7 +80,7 @@ class _Cells:
     def text(self, key: str) -> str:
         return read_text(self.value(key), self.row.where, self._place(key))
 
-    def list(self, key: str) -> list[Any]:
+    def items(self, key: str) -> list[Any]:
         value, where = self.value(key), self.row.where
         if isinstance(value, str) and value.lstrip().startswith("["):  # the cell of a CSV
             value = _parse_cell(value, where, self.shape.column(key))
@@ -90,6 +90,14 @@ class _Cells:
         if not value:
             raise RowError(where, "an empty list", "Fill it or remove the row.", detail=self._place(key))
         return value
+
+    def system(self) -> list[Turn]:
+        """Read the column of the system message, where there is one that says something."""
+        column = self.shape.column("system")
+        value = self.row.values.get(column)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return []
+        return [("system", read_text(value, self.row.where, self._place("system")))]
 
     def _place(self, key: str) -> str:
         return f"in column {self.shape.column(key)}"
@@ -106,21 +114,23 @@ def _parse_cell(text: str, where: str, column: str) -> Any:
 
 
 def _from_turns(cells: _Cells) -> Example:
-    items = cells.list("messages")
+    items = cells.items("messages")
     if cells.shape.named and all(isinstance(item, str) for item in items):
-        return _alternate(items, cells.row.where)
-    return _conversation(read_turns(items, cells.row.where, cells.names), cells.row.where)
+        return _alternate(items, cells)
+    turns = read_turns(items, cells.row.where, cells.names)
+    return _conversation(cells.system() + turns, cells.row.where)
 
 
 def _from_alternating(cells: _Cells) -> Example:
-    return _alternate(cells.list("messages"), cells.row.where)
+    return _alternate(cells.items("messages"), cells)
 
 
-def _alternate(texts: Sequence[Any], where: str) -> Conversation:
+def _alternate(texts: Sequence[Any], cells: _Cells) -> Conversation:
+    where = cells.row.where
     turns = [
         (_ROLES_IN_TURN[i % 2], read_text(text, where, f"in turn {i + 1}")) for i, text in enumerate(texts)
     ]
-    return _conversation(turns, where)
+    return _conversation(cells.system() + turns, where)
 
 
 def _from_sides(cells: _Cells) -> Example:
@@ -128,10 +138,10 @@ def _from_sides(cells: _Cells) -> Example:
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         if isinstance(cells.value(key), list):
             of = f" of {cells.shape.column(key)}"
-            turns += read_turns(cells.list(key), cells.row.where, cells.names, of)
+            turns += read_turns(cells.items(key), cells.row.where, cells.names, of)
         else:
             turns.append((role, cells.text(key)))
-    return _conversation(turns, cells.row.where)
+    return _conversation(cells.system() + turns, cells.row.where)
 
 
 def _from_instruction(cells: _Cells) -> Example:
@@ -139,7 +149,8 @@ def _from_instruction(cells: _Cells) -> Example:
     given = cells.row.values.get(cells.shape.column("input"))
     if given is not None and not (isinstance(given, str) and not given.strip()):
         question += "\n\n" + cells.text("input")
-    return _conversation([("user", question), ("assistant", cells.text("output"))], cells.row.where)
+    turns = [*cells.system(), ("user", question), ("assistant", cells.text("output"))]
+    return _conversation(turns, cells.row.where)
 
 
 def _from_text(cells: _Cells) -> Example:

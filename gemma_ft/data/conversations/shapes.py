@@ -34,7 +34,8 @@ class Shape:
         return self.columns.get(key) or self.optional[key]
 
     def __str__(self) -> str:
-        return ", ".join([*self.columns.values(), *(f"[{column}]" for column in self.optional.values())])
+        optional = [f"[{column}]" for key, column in self.optional.items() if key != "system"]
+        return ", ".join([*self.columns.values(), *optional])
 
 
 def _shape(name: str, *keys: str, optional: tuple[str, ...] = (), **columns: str) -> Shape:
@@ -42,11 +43,11 @@ def _shape(name: str, *keys: str, optional: tuple[str, ...] = (), **columns: str
 
 
 SHAPES = (
-    _shape("turns", "messages"),
-    _shape("turns", messages="conversations"),
-    _shape("alternating", messages="data"),
-    _shape("sides", "prompt", "completion"),
-    _shape("instruction", "instruction", "output", optional=("input",)),
+    _shape("turns", "messages", optional=("system",)),
+    _shape("turns", messages="conversations", optional=("system",)),
+    _shape("alternating", messages="data", optional=("system",)),
+    _shape("sides", "prompt", "completion", optional=("system",)),
+    _shape("instruction", "instruction", "output", optional=("input", "system")),
     _shape("text", "text"),
     _shape("quote", "quote", "author"),
 )
@@ -75,6 +76,17 @@ def find_shape(row: Row, columns: ColumnsConfig | None, prefix: str) -> Shape:
     return next((shape for shape in fitting if _is_filled(shape, values)), fitting[0])
 
 
+def unused_columns(row: Row, columns: ColumnsConfig | None, prefix: str) -> list[str]:
+    """List the columns of a row that its shape has no use for.
+
+    Raises:
+        RowError: It has no shape.
+    """
+    shape = find_shape(row, columns, prefix)
+    used = {*shape.columns.values(), *shape.optional.values()}
+    return [str(column) for column in row.values if column not in used]
+
+
 def _is_filled(shape: Shape, values: Mapping[str, Any]) -> bool:
     if shape.name == "alternating" and not shape.named:  # a common name for other things too
         return isinstance(values["data"], list)
@@ -86,7 +98,7 @@ def _named_shapes(names: tuple[str | None, ...]) -> tuple[Shape, ...]:
     """Give the shapes that the user named columns of their names; all shapes where there are none."""
     own = {key: name for key, name in zip(_COLUMN_KEYS, names, strict=True) if name is not None}
     shapes = []
-    for shape in SHAPES[:1] + SHAPES[3:]:
+    for shape in SHAPES if own.keys() == {"system"} else SHAPES[:1] + SHAPES[3:]:
         named = frozenset(own) & {*shape.columns, *shape.optional}
         if named:
             columns = {key: own.get(key, column) for key, column in shape.columns.items()}

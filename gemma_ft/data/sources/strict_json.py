@@ -28,12 +28,7 @@ def _decoder(handle: Callable[[Fault], Any], parse_int: Callable[[str], Any] | N
         twice = next(name for place, name in enumerate(names) if name in names[:place])
         return handle(Fault("a key that stands twice", f"({show(twice)})", "Remove one of them."))
 
-    def constant(name: str) -> Any:
-        return handle(
-            Fault("a number that JSON does not know", f"({name})", "Write null, or remove the row.")
-        )
-
-    return json.JSONDecoder(object_pairs_hook=as_dict, parse_constant=constant, parse_int=parse_int)
+    return json.JSONDecoder(object_pairs_hook=as_dict, parse_int=parse_int)
 
 
 def _raise(fault: Fault) -> Any:
