@@ -66,7 +66,9 @@ def test_nothing_is_said_that_a_user_can_do_nothing_about(finished):
     known = (
         "run ",
         "device ",
+        "batch ",
         "data ",
+        "  ",  # what is notable of the data
         "model ",
         "before ",
         "after ",
