@@ -15,8 +15,14 @@ from gemma_ft.config.compose import compose
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-LINES = [line for block in BLOCKS for line in block.strip().splitlines()]
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(language):
+    return [found for page in PAGES for found in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
+
+
+LINES = [line for block in blocks("sh") for line in block.strip().splitlines()]
 COMMANDS = [
     shlex.split(part.partition("-m gemma_ft")[2])
     for line in LINES
@@ -26,7 +32,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_of_the_readme_is_one(words, tmp_path, monkeypatch):
+def test_every_command_of_readme_and_docs_is_one(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("my.jsonl").write_text('{"text": "hello"}\n')
     Path("mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1])
@@ -42,6 +48,14 @@ def test_every_command_of_the_readme_is_one(words, tmp_path, monkeypatch):
             arguments = build_parser().parse_intermixed_args(words)
             swept = [word.partition(",")[0] for word in arguments.overrides]
             assert compose(*swept).name
+
+
+@pytest.mark.parametrize("recipe", blocks("yaml"), ids=lambda recipe: recipe.splitlines()[1])
+def test_every_recipe_of_readme_and_docs_composes(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my.jsonl").write_text('{"text": "hello"}\n')
+    Path("mine.yaml").write_text(recipe)
+    assert compose("recipe=./mine.yaml").name == "mine"
 
 
 def test_the_readme_has_a_row_for_every_recipe_and_fits_its_page():
