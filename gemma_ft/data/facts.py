@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gemma_ft.config.dataset import Copies, DatasetConfig, NearCopies, row_parts
+from gemma_ft.config.dataset import DatasetConfig, NearCopies, row_parts
 from gemma_ft.data.packing import describe_packing
 from gemma_ft.data.parts import Part
 from gemma_ft.data.tokens.encoding import TokenRules
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     Array = numpy.ndarray[Any, Any]
-
-IN_EVAL_SPLIT = "in eval_split as well"
-DUPLICATE = "copy of an earlier row"
-NEAR_DUPLICATE = "almost the same as an earlier row"
 
 
 def describe_data(
@@ -90,14 +86,11 @@ def _row_counts(
     dataset: DatasetConfig, parts: Sequence[Part], held_out: "datasets.Dataset | None"
 ) -> dict[str, Any]:
     dropped: Counter[str] = Counter()
+    held_out_dropped: Counter[str] = Counter()
     for part in parts:
         dropped.update(part.train.report["dropped"])
-        if dataset.overlap is Copies.drop:
-            dropped[IN_EVAL_SPLIT] += int((part.overlap & ~part.aside).sum())
-        if dataset.duplicates is Copies.drop:
-            dropped[DUPLICATE] += int(part.duplicate.sum())
-        if dataset.near_duplicates is NearCopies.drop:
-            dropped[NEAR_DUPLICATE] += int(part.near_duplicate.sum())
+        dropped.update({cause: int(rows.sum()) for cause, rows in part.left_out.items()})
+        held_out_dropped.update(part.held_out.report["dropped"] if part.held_out else {})
     looked = dataset.near_duplicates is not NearCopies.ignore
     return {
         "rows_read": sum(part.train.report["rows_read"] for part in parts),
@@ -105,7 +98,8 @@ def _row_counts(
             part.held_out.rows.num_rows if part.held_out else int(part.aside.sum()) for part in parts
         ),
         "rows_evaluated": held_out.num_rows if held_out is not None else 0,
-        "rows_dropped": {cause: number for cause, number in dropped.items() if number},
+        "rows_dropped": dict(dropped),
+        "held_out_dropped": dict(held_out_dropped),
         "duplicates": sum(int(part.duplicate.sum()) for part in parts),
         "overlap": sum(int(part.overlap.sum()) for part in parts),
         "near_duplicates": sum(int(part.near_duplicate.sum()) for part in parts) if looked else None,

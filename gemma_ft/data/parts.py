@@ -1,8 +1,8 @@
 """The sources of a run with their tokens, and which of their rows are used for what."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.dataset import Copies, DatasetConfig, NearCopies, row_parts
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     Array = numpy.ndarray[Any, Any]
+
+
+_IN_EVAL_SPLIT = "in eval_split as well"
+_DUPLICATE = "copy of an earlier row"
+_NEAR_DUPLICATE = "almost the same as an earlier row"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -45,6 +50,21 @@ class Part:
     """Whether a row of `train` is almost one before it."""
     used: "Array"
     """Whether a row of `train` may be trained on."""
+    left_out: "dict[str, Array]" = field(default_factory=dict)
+    """Which rows of `train` are not used because they stand elsewhere too, by cause."""
+
+    def leave_out(self, cause: str, rows: "Array") -> None:
+        """Take rows away from those that may be trained on."""
+        self.used = self.used & ~rows
+        if rows.any():
+            self.left_out[cause] = rows
+
+    def left_out_rows(self) -> Iterator[dict[str, str]]:
+        """List the rows that stand elsewhere too, in the form of `train.dropped`."""
+        for cause, marks in self.left_out.items():
+            chosen = self.train.rows.select_columns(["where"]).select(marks.nonzero()[0])
+            for row in chosen:
+                yield {"where": row["where"], "cause": cause, "message": f"{row['where']}: {cause}."}
 
     def data_sha256(self) -> str:
         """Hash the content of all rows that were read."""
@@ -102,7 +122,9 @@ def set_aside(parts: Sequence[Part], dataset: DatasetConfig, seed: int) -> None:
     for part in parts:
         part.aside = np.isin(part.digests, held)
         part.overlap = np.isin(part.digests, np.concatenate(evaluated)) if evaluated else part.aside & False
-        part.used = ~part.aside & ~part.overlap if dataset.overlap is Copies.drop else ~part.aside
+        part.used = ~part.aside
+        if dataset.overlap is Copies.drop:
+            part.leave_out(_IN_EVAL_SPLIT, part.overlap & ~part.aside)
 
 
 def whole_digest(digest: bytes) -> bytes:
@@ -121,7 +143,7 @@ def find_copies(parts: Sequence[Part], dataset: DatasetConfig, tokenizer: "PreTr
     for part, wanted, marks in zip(parts, places, _cut_like(copy, places), strict=True):
         part.duplicate = _marked(part, wanted[marks])
         if dataset.duplicates is Copies.drop:
-            part.used = part.used & ~part.duplicate
+            part.leave_out(_DUPLICATE, part.duplicate)
     if dataset.near_duplicates is not NearCopies.ignore:
         _find_near_copies(parts, dataset, tokenizer)
 
@@ -162,7 +184,7 @@ def _find_near_copies(
     for part, wanted, marks in zip(parts, places, _cut_like(near.found, places), strict=True):
         part.near_duplicate = _marked(part, wanted[marks])
         if dataset.near_duplicates is NearCopies.drop:
-            part.used = part.used & ~part.near_duplicate
+            part.leave_out(_NEAR_DUPLICATE, part.near_duplicate)
 
 
 def check_left(part: Part, dataset: DatasetConfig, rules: TokenRules) -> None:

@@ -1,6 +1,7 @@
 """From the configured rows to the token tables that training and evaluation read."""
 
 import hashlib
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,17 +40,21 @@ class PreparedData:
     dropped: tuple[Path, ...]
     """JSON Lines of the rows that could not be used: where, cause, message."""
 
+    parts: tuple[Part, ...]
+    """The sources, with what became of each row."""
+
     def write_dropped(self, file: Path) -> None:
-        """Write all rows that could not be used into one file; none where there are none."""
-        file.unlink(missing_ok=True)
-        full = [source for source in self.dropped if source.stat().st_size]
-        if full:
-            beside = file.with_name(f".{file.name}")
-            with beside.open("wb") as target:
-                for source in full:
-                    with source.open("rb") as lines:
-                        shutil.copyfileobj(lines, target)
-            beside.replace(file)
+        """Write all rows that were left out into one file; none where there are none."""
+        beside = file.with_name(f".{file.name}")
+        with beside.open("w", encoding="utf-8") as target:
+            for source in self.dropped:
+                with source.open(encoding="utf-8") as lines:
+                    shutil.copyfileobj(lines, target)
+            for part in self.parts:
+                target.writelines(json.dumps(row) + "\n" for row in part.left_out_rows())
+        beside.replace(file)
+        if not file.stat().st_size:
+            file.unlink()
 
 
 def prepare_data(
@@ -93,7 +98,14 @@ def prepare_data(
             pack(held_out, max_length, folder) if packing else held_out.select_columns(list(TOKEN_COLUMNS))
         )
     dropped = [stored.dropped for part in parts for stored in (part.train, part.held_out) if stored]
-    return PreparedData(rows=rows, train=train, held_out=held_out, facts=facts, dropped=tuple(dropped))
+    return PreparedData(
+        rows=rows,
+        train=train,
+        held_out=held_out,
+        facts=facts,
+        dropped=tuple(dropped),
+        parts=tuple(parts),
+    )
 
 
 def _training_rows(

@@ -25,6 +25,8 @@ def data_lines(dataset: DatasetConfig, facts: dict[str, Any]) -> Iterator[str]:
         )
     for cause, number in facts["rows_dropped"].items():
         yield f"  {number:,} rows left out: {cause}"
+    for cause, number in facts["held_out_dropped"].items():
+        yield f"  {number:,} held-out rows left out: {cause}"
     if facts["rows_cut"]:
         yield (
             f"  {facts['rows_cut']:,} rows cut at trainer.max_length={facts['max_length']}, "

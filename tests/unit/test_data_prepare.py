@@ -277,7 +277,7 @@ def test_a_source_with_nothing_left_is_named(prepare, tmp_path):
         prepare({}, mixture=mixture, max_length=5)
 
 
-def test_copies_are_counted_and_dropped_where_that_is_asked(prepare, prompts):
+def test_copies_are_counted_and_dropped_where_that_is_asked(prepare, prompts, tmp_path):
     texts = ["a", "b", "a", "c", "a"]
     kept = prepare(texts, eval_fraction=0)
     assert (kept.facts["duplicates"], kept.facts["rows_train"], kept.facts["rows_dropped"]) == (2, 5, {})
@@ -285,6 +285,10 @@ def test_copies_are_counted_and_dropped_where_that_is_asked(prepare, prompts):
     assert prompts(dropped.train) == ["a", "b", "c"]
     assert dropped.facts["rows_dropped"] == {"copy of an earlier row": 2}
     assert dropped.facts["duplicates"] == 2
+    dropped.write_dropped(tmp_path / "dropped.jsonl")
+    listed = [json.loads(line) for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    assert [row["where"].rpartition(":")[2] for row in listed] == ["3", "5"]
+    assert {row["cause"] for row in listed} == {"copy of an earlier row"}
 
 
 def test_overlap_with_an_eval_split_is_kept_where_that_is_asked(prepare, prompts):
@@ -384,3 +388,13 @@ def test_a_split_may_have_no_row_that_is_evaluated(prepare):
     data = prepare({"train": ["a", "b"], "test": ["c" * 50]}, eval_split="test", max_length=20)
     assert data.held_out is None
     assert data.facts["rows_evaluated"] == 0
+
+
+def test_bad_rows_of_the_eval_split_are_counted_apart(tokenizer, tmp_path):
+    good = json.dumps({"prompt": "a", "completion": "b"})
+    (tmp_path / "train.jsonl").write_text(f"{good}\n[]\n")
+    (tmp_path / "test.jsonl").write_text(f"{good.replace('a', 'x')}\n[]\n[]\n")
+    dataset = DatasetConfig(path=str(tmp_path), eval_split="test", on_bad_row=OnBadRow.drop)
+    facts = prepare_data(dataset, tokenizer=tokenizer, max_length=100, seed=1).facts
+    assert list(facts["rows_dropped"].values()) == [1]
+    assert list(facts["held_out_dropped"].values()) == [2]
