@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.dataset import Copies, DatasetConfig, NearCopies, row_parts
@@ -11,7 +11,7 @@ from gemma_ft.data.holdout import hold_out
 from gemma_ft.data.near_duplicates import check_library, find_near_duplicates
 from gemma_ft.data.sources.opening import open_source
 from gemma_ft.data.store import StoredTokens, load_tokens
-from gemma_ft.data.tokenise import Split
+from gemma_ft.data.tokenise import TokenJob
 from gemma_ft.data.tokens.encoding import TokenRules
 from gemma_ft.errors import DataError
 
@@ -85,12 +85,20 @@ def load_parts(dataset: DatasetConfig, tokenizer: "PreTrainedTokenizerFast", rul
     parts = []
     for prefix, rows in row_parts(dataset).items():
         source = open_source(rows, prefix)
-        split = Split(expression=rows.split, key=f"{prefix}.split", most=rows.max_rows)
-        train = load_tokens(split, source, rows, dataset, tokenizer, rules)
+        job = TokenJob(
+            source=source,
+            rows=rows,
+            split=rows.split,
+            key=f"{prefix}.split",
+            most=rows.max_rows,
+            dataset=dataset,
+            tokenizer=tokenizer,
+            rules=rules,
+        )
+        train = load_tokens(job)
         held_out = None
         if rows.eval_split is not None:
-            split = Split(expression=rows.eval_split, key=f"{prefix}.eval_split", most=None)
-            held_out = load_tokens(split, source, rows, dataset, tokenizer, rules)
+            held_out = load_tokens(replace(job, split=rows.eval_split, key=f"{prefix}.eval_split", most=None))
         nothing = np.zeros(train.rows.num_rows, bool)
         parts.append(
             Part(

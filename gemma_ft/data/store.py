@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.cache import one_at_a_time, writable_cache
-from gemma_ft.config.dataset import DatasetConfig
-from gemma_ft.config.rows import RowsConfig
 from gemma_ft.data.holdout import DIGEST_BYTES
 from gemma_ft.data.sources.opening import identify_split
-from gemma_ft.data.sources.rows import Source
-from gemma_ft.data.tokenise import COLUMNS, Split, tokenise
-from gemma_ft.data.tokens.encoding import TokenRules
+from gemma_ft.data.tokenise import COLUMNS, TokenJob, tokenise
 from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
     import numpy
-    from transformers import PreTrainedTokenizerFast
 
 _ROWS, _DROPPED, _REPORT = "rows.arrow", "dropped.jsonl", "report.json"
 
@@ -58,64 +53,42 @@ class StoredTokens:
         return np.concatenate(chunks) if chunks else np.zeros(0, f"S{DIGEST_BYTES}")
 
 
-def load_tokens(
-    split: Split,
-    source: Source,
-    rows: RowsConfig,
-    dataset: DatasetConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    rules: TokenRules,
-) -> StoredTokens:
+def load_tokens(job: TokenJob) -> StoredTokens:
     """Return the tokens of a split, made now or by an earlier run or another process.
-
-    Args:
-        split: Which split of the source.
-        source: The opened source.
-        rows: Its keys.
-        dataset: The keys of the whole data set.
-        tokenizer: A tokenizer that `check_tokenizer` let pass.
-        rules: How rows become tokens.
 
     Raises:
         DataError: A row or file cannot be used, or the disk is full.
         HubError: The hub is needed and does not give the rows.
     """
-    facts = _facts(split, source, rows, dataset, tokenizer, rules)
+    facts = _facts(job)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode("utf-8")).hexdigest()[:32]
     folder = writable_cache("tokens") / key
     with one_at_a_time(folder.with_suffix(".lock"), "tokenising the same rows"):
         stored = _open(folder, key)
         if stored is None:
-            _build(folder, split, source, rows, dataset, tokenizer, rules)
+            _build(folder, job)
             stored = _open(folder, key)
     if stored is None:
         raise DataError(f"{folder} cannot be read back. Look whether its disk is sound, then try again.")
     return stored
 
 
-def _facts(
-    split: Split,
-    source: Source,
-    rows: RowsConfig,
-    dataset: DatasetConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    rules: TokenRules,
-) -> dict[str, Any]:
+def _facts(job: TokenJob) -> dict[str, Any]:
     """Name everything that the tokens follow from, our own code included."""
     import tokenizers
 
     return {
         "code": _code_sha256(),
         "tokenizers": tokenizers.__version__,
-        "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8")).hexdigest(),
-        "template": tokenizer.chat_template,
-        "rules": asdict(rules),
-        "control_tokens": dataset.control_tokens,
-        "on_bad_row": dataset.on_bad_row,
-        "path": rows.path,
-        "columns": asdict(rows.columns),
-        "split": [split.expression, split.most],
-        "identity": identify_split(source, split.expression, name=rows.path, key=split.key),
+        "tokenizer": hashlib.sha256(job.tokenizer.backend_tokenizer.to_str().encode("utf-8")).hexdigest(),
+        "template": job.tokenizer.chat_template,
+        "rules": asdict(job.rules),
+        "control_tokens": job.dataset.control_tokens,
+        "on_bad_row": job.dataset.on_bad_row,
+        "path": job.rows.path,
+        "columns": asdict(job.rows.columns),
+        "split": [job.split, job.most],
+        "identity": identify_split(job.source, job.split, name=job.rows.path, key=job.key),
     }
 
 
@@ -131,11 +104,13 @@ def _code_sha256() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _build(folder: Path, *what: Any) -> None:
+def _build(folder: Path, job: TokenJob) -> None:
     """Tokenise into a folder beside, and give it its name when it is whole."""
+    for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        report = tokenise(*what, rows_file=beside / _ROWS, dropped_file=beside / _DROPPED)
+        report = tokenise(job, rows_file=beside / _ROWS, dropped_file=beside / _DROPPED)
         (beside / _REPORT).write_text(json.dumps(report), encoding="utf-8")
         for file in beside.iterdir():
             with file.open("rb+") as handle:

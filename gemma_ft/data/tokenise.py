@@ -42,37 +42,31 @@ _BATCH_ROWS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """Which rows of a source are read."""
+class TokenJob:
+    """A split that is to become tokens, and everything that says how."""
 
-    expression: str
-    """A split or slice."""
+    source: Source
+    """The opened source."""
+    rows: RowsConfig
+    """Its keys."""
+    split: str
+    """A split or slice of it."""
     key: str
-    """The key that names it, for messages."""
+    """The key that names the split, for messages."""
     most: int | None
     """Read no more rows than this."""
+    dataset: DatasetConfig
+    """The keys of the whole data set."""
+    tokenizer: "PreTrainedTokenizerFast"
+    """One that `check_tokenizer` let pass."""
+    rules: TokenRules
 
 
-def tokenise(
-    split: Split,
-    source: Source,
-    rows: RowsConfig,
-    dataset: DatasetConfig,
-    tokenizer: "PreTrainedTokenizerFast",
-    rules: TokenRules,
-    *,
-    rows_file: Path,
-    dropped_file: Path,
-) -> dict[str, Any]:
+def tokenise(job: TokenJob, *, rows_file: Path, dropped_file: Path) -> dict[str, Any]:
     """Read a split and write its tokens; memory does not grow with the number of rows.
 
     Args:
-        split: Which split of the source.
-        source: The opened source.
-        rows: Its keys.
-        dataset: The keys of the whole data set.
-        tokenizer: A tokenizer that `check_tokenizer` let pass.
-        rules: How rows become tokens.
+        job: What becomes tokens, and how.
         rows_file: Arrow stream to write.
         dropped_file: JSON Lines to write.
 
@@ -87,14 +81,14 @@ def tokenise(
 
     with dropped_file.open("w", encoding="utf-8") as dropped:
         account = Account(dropped)
-        reader = _Reader(split, source, rows, dataset, tokenizer, account)
+        reader = _Reader(job, account)
         with pyarrow.OSFile(str(rows_file), "wb") as sink, pyarrow.ipc.new_stream(sink, _schema()) as writer:
             written = 0
             while batch := list(islice(reader, _BATCH_ROWS)):
                 if account.contract is None:
-                    account.contract = _contract(batch, tokenizer, rules)
-                table = _encode(batch, tokenizer, rules, account)
-                check_rows(table, tokenizer)
+                    account.contract = _contract(batch, job)
+                table = _encode(batch, job, account)
+                check_rows(table, job.tokenizer)
                 writer.write_batch(table)
                 written += table.num_rows
                 account.tell()
@@ -104,21 +98,13 @@ def tokenise(
 class _Reader(Iterator[tuple[str, Example, bytes]]):
     """Yields place, example and digest of each row that can be used."""
 
-    def __init__(
-        self,
-        split: Split,
-        source: Source,
-        rows: RowsConfig,
-        dataset: DatasetConfig,
-        tokenizer: "PreTrainedTokenizerFast",
-        account: Account,
-    ) -> None:
-        found = load_split(source, split.expression, name=rows.path, key=split.key)
-        self._rows = islice(found, split.most)
-        self._columns = rows.columns
-        self._prefix = split.key.rpartition(".")[0]
-        self._refused = tokenizer if dataset.control_tokens is ControlTokens.refuse else None
-        self._drops = dataset.on_bad_row is OnBadRow.drop
+    def __init__(self, job: TokenJob, account: Account) -> None:
+        found = load_split(job.source, job.split, name=job.rows.path, key=job.key)
+        self._rows = islice(found, job.most)
+        self._columns = job.rows.columns
+        self._prefix = job.key.rpartition(".")[0]
+        self._refused = job.tokenizer if job.dataset.control_tokens is ControlTokens.refuse else None
+        self._drops = job.dataset.on_bad_row is OnBadRow.drop
         self._account = account
 
     def __next__(self) -> tuple[str, Example, bytes]:
@@ -153,28 +139,25 @@ class _Reader(Iterator[tuple[str, Example, bytes]]):
         return example
 
 
-def _contract(
-    batch: list[tuple[str, Example, bytes]], tokenizer: "PreTrainedTokenizerFast", rules: TokenRules
-) -> dict[str, Any]:
-    return describe_contract(tokenizer, rules, [(where, example) for where, example, _ in batch])
+_Batch = list[tuple[str, Example, bytes]]
+"""Place, example and digest of some rows."""
 
 
-def _encode(
-    batch: list[tuple[str, Example, bytes]],
-    tokenizer: "PreTrainedTokenizerFast",
-    rules: TokenRules,
-    account: Account,
-) -> "pyarrow.RecordBatch":
+def _contract(batch: _Batch, job: TokenJob) -> dict[str, Any]:
+    return describe_contract(job.tokenizer, job.rules, [(where, example) for where, example, _ in batch])
+
+
+def _encode(batch: _Batch, job: TokenJob, account: Account) -> "pyarrow.RecordBatch":
     kept: list[tuple[str, Encoded, int, bytes]] = []
-    encoded = encode_batch([example for _, example, _ in batch], tokenizer, rules)
+    encoded = encode_batch([example for _, example, _ in batch], job.tokenizer, job.rules)
     for (where, _, digest), pieces in zip(batch, encoded, strict=True):
         if not pieces:
-            account.drop(where, _TOO_LONG, _line(where, _TOO_LONG, rules))
+            account.drop(where, _TOO_LONG, _line(where, _TOO_LONG, job.rules))
         for number, piece in enumerate(pieces):
             if piece.trained:
                 kept.append((where, piece, number, digest))
             else:
-                account.drop(where, _UNLEARNED, _line(where, _UNLEARNED, rules))
+                account.drop(where, _UNLEARNED, _line(where, _UNLEARNED, job.rules))
     return _record_batch(kept)
 
 

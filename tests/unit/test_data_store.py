@@ -146,6 +146,14 @@ def test_a_row_that_stops_the_run_leaves_nothing_behind(prepare, rows, cache):
     assert [path for path in cache.iterdir() if path.is_dir()] == []
 
 
+def test_what_a_killed_process_left_is_swept_away(prepare, cache):
+    prepare()
+    (entry,) = (path for path in cache.iterdir() if path.is_dir())
+    entry.rename(cache / f".{entry.name}-killed")
+    assert prepare()[1]
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == [entry.name]
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_behind(prepare, cache, monkeypatch):
     def full(*what, rows_file, **files):
         rows_file.write_bytes(b"begun")
