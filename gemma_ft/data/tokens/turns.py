@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft import families
 from gemma_ft.config.dataset import Trim
+from gemma_ft.data.tokens.words import encode_by_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,8 +95,12 @@ def _head(text: str, ids: list[int], header: list[int], tokenizer: "PreTrainedTo
 def encode_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
     """Tokenise texts on all cores, control tokens typed in them as ordinary text."""
     with _as_ordinary_text(tokenizer) as backend, _on_all_cores():
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]
+
+        def whole(some: list[str]) -> list[list[int]]:
+            encodings = backend.encode_batch_fast(some, add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+
+        return encode_by_words(texts, tokenizer, whole)
 
 
 @contextmanager
