@@ -7,6 +7,8 @@ from pathlib import Path
 from gemma_ft.commands.arguments import CommandParser
 from gemma_ft.errors import ConfigError
 
+_DOCTYPE = b"<!doctype html>"
+
 
 def run(argv: list[str]) -> int:
     """Print sampled rows with their loss mask and the totals; with --html, write them as a page too."""
@@ -25,7 +27,8 @@ def run(argv: list[str]) -> int:
     survey = inspect(config, rows=arguments.rows)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # data may hold what the stream cannot print
-    print(render(survey, Ink.of(sys.stdout)))
+    if sys.stdout is not None:
+        print(render(survey, Ink.of(sys.stdout)))
     if arguments.html is not None:
         from gemma_ft.inspection.page import write_page
 
@@ -61,11 +64,12 @@ def check_page(path: str) -> None:
     Raises:
         ConfigError: It cannot be written.
     """
-    page = Path(path).expanduser()
     try:
-        fault = _page_fault(page)
+        fault = _page_fault(Path(path).expanduser())
     except OSError as error:
         fault = f"cannot be written ({error.strerror}). Name another place."
+    except RuntimeError:  # what expanduser raises
+        fault = "begins with the home folder of nobody here. Name another place."
     if fault:
         raise ConfigError(f"--html={path} {fault}")
 
@@ -75,8 +79,19 @@ def _page_fault(page: Path) -> str | None:
         return "names no file. Write e.g. --html=page.html."
     if page.is_dir():
         return f"is a folder. Name a file in it, e.g. --html={page / 'page.html'}."
+    if page.parent.is_file():
+        return f"is in {page.parent}, which is no folder. Name another place."
     if not page.parent.is_dir():
         return f"is in a folder that does not exist. Make {page.parent} first."
     if page.exists() and not page.is_file():
         return "is no ordinary file. Name another one."
+    if page.exists() and not _is_page(page):
+        return "is a file already, and no web page. Name another one, so that nothing of yours is lost."
     return None
+
+
+def _is_page(file: Path) -> bool:
+    """Tell an older page, or an empty file, from the data that somebody named by mistake."""
+    with file.open("rb") as stream:
+        beginning = stream.read(len(_DOCTYPE))
+    return beginning.lower() in (_DOCTYPE, b"")

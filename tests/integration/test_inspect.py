@@ -181,8 +181,10 @@ def test_the_page_is_written_whole_beside_the_text(told, here):
         (["--html", "x" * 300], r"--html=x+ cannot be written \(File name too long\)\. Name another place\."),
         (
             ["--html", "chats.jsonl/page.html"],
-            r"--html=chats\.jsonl/page\.html is in a folder that does not .*",
+            r"--html=chats\.jsonl/page\.html is in chats\.jsonl, which is no folder\. .*",
         ),
+        (["--html", "chats.jsonl"], r"--html=chats\.jsonl is a file already, and no web page\. .*"),
+        (["--html", "~nobody-here/x.html"], r"--html=~nobody-here/x\.html begins with the home folder .*"),
         (["--rows", "-1"], r"--rows=-1 must not be negative\. Give 0 for the totals alone\."),
         (["--rows", "many"], r"argument --rows: invalid int value: 'many'\. .*"),
         (["--row=3", "--rows=3"], r"--row=3 is no flag of this command\. Did you mean --rows\?"),
@@ -198,14 +200,19 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, line, told, chats, 
 
 
 def test_a_page_takes_the_place_of_an_older_one_only_when_it_is_whole(told, chats, here, monkeypatch):
-    (here / "page.html").write_text("old")
+    (here / "page.html").write_text("<!DOCTYPE html>old")
     told("dataset=local", f"dataset.path={chats}")
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     words = ("dataset=local", f"dataset.path={chats}", "--html", "page.html")
 
     assert "cannot be written (No space left on device)" in told(*words, code=2)
     assert sorted(path.name for path in here.iterdir()) == ["chats.jsonl", "page.html"]
-    assert (here / "page.html").read_text() == "old"
+    assert (here / "page.html").read_text() == "<!DOCTYPE html>old"
+
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    told(*words)
+    assert (here / "page.html").read_text().startswith("<!doctype html>\n")
 
 
 def test_the_verb_is_there_in_python(here, chats):
