@@ -1,9 +1,18 @@
 """How full the batches are: what padding costs, and what packing gives."""
 
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gemma_ft.inspection.lengths import Lengths
+
+if TYPE_CHECKING:
+    import datasets
+
+_PACKED_TOGETHER = 1000
+"""Rows that TRL packs at a time, the batch of `datasets.Dataset.map`; no sequence holds rows of two."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +47,22 @@ def expected_padding(lengths: Lengths, micro_batch_size: int) -> float:
         longest += (length - below) * (1 - (passed / lengths.rows) ** micro_batch_size)
         below, passed = length, passed + rows
     return 1 - lengths.mean / longest
+
+
+def count_sequences(rows: "datasets.Dataset", max_length: int) -> int:
+    """Count the sequences that `data.packing` would make of rows, in their order.
+
+    Args:
+        rows: The training rows, with the columns of `data.tokenise`.
+        max_length: Tokens of a sequence.
+    """
+    return sum(count_packed(lengths, max_length) for lengths in _packed_together(rows))
+
+
+def _packed_together(rows: "datasets.Dataset") -> Iterator[Lengths]:
+    table = rows.select_columns(["length"]).with_format("arrow")
+    for batch in table.iter(batch_size=_PACKED_TOGETHER):
+        yield Lengths(Counter(batch["length"].to_pylist()))
 
 
 def count_packed(lengths: Lengths, max_length: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.inspection.batches import Batches, count_packed, expected_padding
+from gemma_ft.inspection.batches import Batches, count_sequences, expected_padding
 from gemma_ft.inspection.lengths import Lengths
 from gemma_ft.inspection.measures import MEASURES, SHARE_STEPS, Measure, Measured, measure_rows
 from gemma_ft.inspection.pieces import Piece, Vocabulary, read_line
@@ -158,7 +158,7 @@ def _sampled(row: Mapping[str, Any], vocabulary: Vocabulary) -> SampledRow:
 def _batches(data: "PreparedData", config: RunConfig, lengths: Lengths) -> Batches:
     size, most = config.trainer.micro_batch_size, config.trainer.max_length
     packing = data.facts["packing"]
-    sequences = packing["sequences"] if packing else count_packed(lengths, most)
+    sequences = packing["sequences"] if packing else count_sequences(data.rows, most)
     return Batches(
         micro_batch_size=size,
         padding=0.0 if packing else expected_padding(lengths, size),

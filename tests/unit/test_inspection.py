@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
 import pytest
 from data_tokenizer import build_tokenizer
@@ -15,8 +16,9 @@ from inspection_data import build_data, build_rows
 
 from gemma_ft.config.dataset import Copies, DatasetConfig
 from gemma_ft.config.schema import RunConfig
+from gemma_ft.data.packing import pack
 from gemma_ft.inspection import measures
-from gemma_ft.inspection.batches import count_packed, expected_padding
+from gemma_ft.inspection.batches import count_packed, count_sequences, expected_padding
 from gemma_ft.inspection.ink import ASCII, Ink, Signs
 from gemma_ft.inspection.lengths import Lengths
 from gemma_ft.inspection.markup import Markup, element
@@ -307,6 +309,15 @@ def test_packed_sequences_are_counted_as_if_the_rows_had_been_packed():
         most = rng.randint(1, 50)
         values = [rng.randint(1, most) for _ in range(rng.randint(1, 120))]
         assert count_packed(Lengths(Counter(values)), most) == best_fit_decreasing(values, most)
+
+
+def test_many_rows_are_counted_as_they_are_packed_a_thousand_at_a_time(tmp_path):
+    rng = random.Random(4)
+    lengths = [rng.randint(1, 20) for _ in range(2500)]
+    ids = [[7] * length for length in lengths]
+    rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids, "length": lengths})
+
+    assert count_sequences(rows, 512) == pack(rows, 512, tmp_path).num_rows > -(-sum(lengths) // 512)
 
 
 def test_padding_is_that_of_rows_in_a_random_order():
