@@ -8,6 +8,7 @@ from string import Template
 from gemma_ft import __version__
 from gemma_ft.errors import ConfigError
 from gemma_ft.inspection import summary
+from gemma_ft.inspection.left_out import DroppedRows
 from gemma_ft.inspection.markup import Markup, element, join
 from gemma_ft.inspection.measures import Measure
 from gemma_ft.inspection.notes import find_notes
@@ -15,7 +16,7 @@ from gemma_ft.inspection.pieces import show
 from gemma_ft.inspection.plots import fill_bar, length_plot, share_plot
 from gemma_ft.inspection.row_blocks import row_block
 from gemma_ft.inspection.summary import percent
-from gemma_ft.inspection.survey import DroppedRows, NotableRow, Survey
+from gemma_ft.inspection.survey import NotableRow, Survey
 from gemma_ft.runs import write_text
 
 _KEY = re.compile(r"((?:dataset|trainer)\.[\w.]+(?:=[\w.]*\w)?)")
@@ -193,7 +194,7 @@ def _left_out(survey: Survey) -> Markup:
 
 
 def _cause(dropped: DroppedRows) -> Iterator[Markup]:
-    yield element("h3", f"{summary.rows_of(dropped.rows)}: {show(dropped.cause)}")
+    yield element("h3", summary.cause_line(dropped))
     yield from (element("p", show(message)) for message in dropped.messages)
     if 0 < len(dropped.messages) < dropped.rows:
         yield element("p", f"and {dropped.rows - len(dropped.messages):,} more")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ft.config.dataset import Copies, LossTarget, NearCopies
+from gemma_ft.inspection import row_counts
+from gemma_ft.inspection.left_out import DroppedRows
 from gemma_ft.inspection.lengths import Lengths
 from gemma_ft.inspection.measures import Measure
 from gemma_ft.inspection.pieces import show
@@ -65,7 +67,7 @@ def figures(survey: Survey) -> Iterator[tuple[str, str, str]]:
     yield (
         f"{facts['rows_train']:,}",
         "rows to train on",
-        f"of {facts['rows_read']:,} read" if facts["rows_read"] != facts["rows_train"] else "",
+        row_counts.origin(survey),
     )
     yield f"{facts['rows_held_out']:,}", "rows held out", ""
     yield f"{facts['tokens']:,}", "tokens", ""
@@ -79,7 +81,7 @@ def totals(survey: Survey) -> Iterator[Entry]:
     """Say everything that is counted."""
     facts = survey.facts
     yield Entry("data", _source(survey))
-    yield Entry("rows", _rows(facts))
+    yield Entry("rows", row_counts.rows_line(survey))
     share = percent(facts["trained_share"])
     yield Entry("tokens", f"{facts['tokens']:,}, {facts['trained_tokens']:,} of them learned ({share})")
     yield Entry("learned", loss_target(survey))
@@ -111,15 +113,10 @@ def _place(source: Mapping[str, Any]) -> str:
     return ", ".join([*words, f"sha256 {source['data_sha256'][:_DIGITS_OF_HASH]}"])
 
 
-def _rows(facts: Mapping[str, Any]) -> str:
-    evaluated = facts["rows_evaluated"]
-    held_out = f"{facts['rows_held_out']:,} held out"
-    if evaluated != facts["rows_held_out"]:
-        held_out += f" ({evaluated:,} of them evaluated)"
-    dropped = sum(facts["rows_dropped"].values())
-    return (
-        f"{facts['rows_read']:,} read; {facts['rows_train']:,} to train on, {held_out}, {dropped:,} left out"
-    )
+def cause_line(dropped: DroppedRows) -> str:
+    """Say how many rows are left out, and why."""
+    noun = "held-out row" if dropped.held_out else "row"
+    return f"{count_of(dropped.rows, noun)}, {show(dropped.cause)}"
 
 
 def _length(survey: Survey) -> str:

@@ -1,16 +1,14 @@
 """What there is to know of a run's data before it trains: sampled rows, and numbers over all of them."""
 
-import json
 import random
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.inspection.batches import Batches, count_sequences, expected_padding
+from gemma_ft.inspection.left_out import DroppedRows, find_dropped
 from gemma_ft.inspection.lengths import Lengths
 from gemma_ft.inspection.measures import MEASURES, SHARE_STEPS, Measure, Measured, measure_rows
 from gemma_ft.inspection.pieces import Piece, Vocabulary, read_line
@@ -18,9 +16,9 @@ from gemma_ft.inspection.pieces import Piece, Vocabulary, read_line
 if TYPE_CHECKING:
     import datasets
 
+    from gemma_ft.data.parts import Part
     from gemma_ft.data.prepare import PreparedData
 
-_PLACES = 3
 _PREVIEW = 100
 
 
@@ -61,16 +59,6 @@ class NotableRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DroppedRows:
-    """Rows that are left out for one cause."""
-
-    cause: str
-    rows: int
-    messages: tuple[str, ...]
-    """The first few, each with its place."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
     """The data of a run as the model will see it."""
 
@@ -86,6 +74,10 @@ class Survey:
     notable: tuple[tuple[Measure, tuple[NotableRow, ...]], ...]
     """The longest and the strangest rows, by what is strange about them."""
     dropped: tuple[DroppedRows, ...]
+    rows_made: int
+    """Rows of the sources, those that are left out included; more than were read where some are split."""
+    rows_usable: int
+    """Rows that may be trained on; a mixture takes some of them, or some of them twice."""
 
 
 def inspect(config: RunConfig, *, rows: int = 5) -> Survey:
@@ -137,8 +129,15 @@ def survey_data(data: "PreparedData", config: RunConfig, vocabulary: Vocabulary,
         trained_shares=tuple(measured.trained_shares),
         batches=_batches(data, config, Lengths(measured.lengths)),
         notable=tuple(_notable(data.rows, measured, vocabulary)),
-        dropped=tuple(_dropped(data)),
+        dropped=tuple(find_dropped(data)),
+        rows_made=sum(map(_rows_made, data.parts)),
+        rows_usable=sum(int(part.used.sum()) for part in data.parts),
     )
+
+
+def _rows_made(part: "Part") -> int:
+    dropped: Mapping[str, int] = part.train.report["dropped"]
+    return int(part.train.rows.num_rows) + sum(dropped.values())
 
 
 def _pick(rows: "datasets.Dataset", numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
@@ -197,20 +196,3 @@ def _beginning(row: Mapping[str, Any], vocabulary: Vocabulary) -> str:
     """Read the first words that are learned."""
     learned = [number for number in row["labels"] if number >= 0][:_PREVIEW]
     return read_line(vocabulary.pieces(learned, learned), _PREVIEW)
-
-
-def _dropped(data: "PreparedData") -> Iterator[DroppedRows]:
-    """Join the counts of the rows that are left out with the first few places of each cause."""
-    messages: dict[str, list[str]] = defaultdict(list)
-    for entry in _entries(data.dropped):
-        if len(messages[entry["cause"]]) < _PLACES:
-            messages[entry["cause"]].append(entry["message"])
-    causes: Mapping[str, int] = data.facts["rows_dropped"]
-    for cause, number in sorted(causes.items(), key=lambda item: -item[1]):
-        yield DroppedRows(cause=cause, rows=number, messages=tuple(messages[cause]))
-
-
-def _entries(files: Sequence[Path]) -> Iterator[dict[str, str]]:
-    for file in files:
-        with file.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)

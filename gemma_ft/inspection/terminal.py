@@ -164,7 +164,7 @@ def _mixture(survey: Survey, ink: Ink) -> Iterator[str]:
 def _dropped(survey: Survey, ink: Ink) -> Iterator[str]:
     for dropped in survey.dropped:
         yield ""
-        yield ink.paint(f"left out: {summary.rows_of(dropped.rows)}, {show(dropped.cause)}", _BOLD)
+        yield ink.paint(f"left out: {summary.cause_line(dropped)}", _BOLD)
         yield from (f"  {show(message)}" for message in dropped.messages)
         if 0 < len(dropped.messages) < dropped.rows:
             yield f"  ... and {dropped.rows - len(dropped.messages):,} more"

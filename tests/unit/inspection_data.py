@@ -1,8 +1,11 @@
 """Prepared data made by hand, in the form of `prepare_data`, from texts of any kind."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 
 from gemma_ft.families import END_OF_TURN, START_OF_TURN
 
@@ -55,7 +58,15 @@ def build_rows(tokenizer, talks, max_length=10_000):
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def build_data(tokenizer, talks, max_length=10_000, *, dropped=(), **facts):
+def build_part(rows, dropped=None, held_out=None, left_out=None):
+    """Make a source of rows that are all used."""
+    train = SimpleNamespace(rows=rows, dropped=dropped or Path(os.devnull), report={"dropped": {}})
+    held_out = held_out and SimpleNamespace(dropped=held_out)
+    used = np.ones(len(rows), bool)
+    return SimpleNamespace(train=train, held_out=held_out, left_out=left_out or {}, used=used)
+
+
+def build_data(tokenizer, talks, max_length=10_000, *, part=None, **facts):
     """Make prepared data with the facts that are counted from its rows, and others."""
     rows = build_rows(tokenizer, talks, max_length)
     tokens, trained = sum(rows["length"]), sum(rows["trained"])
@@ -74,6 +85,7 @@ def build_data(tokenizer, talks, max_length=10_000, *, dropped=(), **facts):
         "rows_evaluated": 0,
         "rows_cut": sum(full > max_length for full in rows["full_length"]),
         "rows_dropped": {},
+        "held_out_dropped": {},
         "duplicates": 0,
         "overlap": 0,
         "near_duplicates": None,
@@ -87,4 +99,5 @@ def build_data(tokenizer, talks, max_length=10_000, *, dropped=(), **facts):
         "mixture": None,
         "contract": CONTRACT,
     }
-    return SimpleNamespace(rows=rows, train=rows, held_out=None, facts=counted | facts, dropped=dropped)
+    parts = (build_part(rows, **(part or {})),)
+    return SimpleNamespace(rows=rows, train=rows, held_out=None, facts=counted | facts, parts=parts)

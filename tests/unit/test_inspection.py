@@ -405,21 +405,37 @@ def test_dropped_rows_are_told_by_cause_with_the_first_places(survey, tmp_path):
     rows = [{"where": f"x:{i}", "cause": "empty", "message": f"x:{i}: is empty"} for i in range(9)]
     first.write_text("".join(json.dumps(row) + "\n" for row in rows))
     second.write_text('{"where": "y:1", "cause": "no JSON", "message": "y:1: no JSON \\u001b[0m"}\n')
-    facts = {"rows_dropped": {"no JSON": 1, "empty": 9, "copy of an earlier row": 2}}
-    found = survey(ODD, dropped=(first, second), **facts)
+    copies = np.array([False, True, False, True, False])
+    part = {"dropped": first, "held_out": second, "left_out": {"copy of an earlier row": copies}}
+    facts = {"rows_dropped": {"copy of an earlier row": 2, "empty": 9}, "held_out_dropped": {"no JSON": 1}}
+    found = survey(ODD, part=part, **facts)
 
     assert [(each.cause, each.rows, len(each.messages)) for each in found.dropped] == [
         ("empty", 9, 3),
-        ("copy of an earlier row", 2, 0),
+        ("copy of an earlier row", 2, 2),
         ("no JSON", 1, 1),
     ]
-    page = render(found, PLAIN)
+    text, page = render(found, PLAIN), build_page(found)
     assert (
-        "left out: 9 rows, empty\n  x:0: is empty\n  x:1: is empty\n  x:2: is empty\n  ... and 6 more\n"
-        in page
+        "left out: 9 rows, empty\n  x:0: is empty\n  x:1: is empty\n  x:2: is empty\n  ... and 6 more" in text
     )
-    assert "y:1: no JSON \\x1b[0m" in page
-    assert "y:1: no JSON \\x1b[0m" in build_page(found)
+    assert "left out: 2 rows, copy of an earlier row\n  chats.jsonl:2\n  chats.jsonl:4\n" in text
+    for written in (text, page):
+        assert "1 held-out row, no JSON" in written
+        assert "y:1: no JSON \\x1b[0m" in written
+
+
+def test_rows_that_are_split_or_that_a_mixture_repeats_or_leaves_are_counted(survey):
+    def rows(**facts):
+        return next(
+            line for line in render(survey(ODD, **facts), PLAIN).splitlines() if line.startswith("rows")
+        )
+
+    assert rows() == "rows      5 read; 5 to train on, 0 held out, 0 left out"
+    assert rows(rows_read=3).startswith("rows      3 read and split into 5; 5 to train on, ")
+    assert "7 to train on (2 of them repeats), " in rows(rows_train=7)
+    assert "4 to train on (1 more are not in the mixture), " in rows(rows_train=4)
+    assert "from 3 read" in build_page(survey(ODD, rows_read=3))
 
 
 def test_what_is_likely_not_meant_is_said_with_what_changes_it(survey):
