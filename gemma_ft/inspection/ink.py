@@ -5,10 +5,12 @@ import os
 import shutil
 import textwrap
 import unicodedata
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TextIO
 
-_LEAST_WIDTH = 40
+_LEAST_WIDTH = 20
 _RESET = "\x1b[0m"
 
 
@@ -24,6 +26,7 @@ class Signs:
     bar: str = "\u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
     """A column of a bar, from the least part to a full one."""
     rule: str = "\u2500"
+    more: str = "\u2026"
 
     def escaped(self) -> frozenset[str]:
         """Tell which characters are written out where the data itself holds them."""
@@ -32,7 +35,7 @@ class Signs:
         )
 
 
-ASCII = Signs(space="\\x20", tab="\\t", newline="\\n", between="|", bar="#", rule="-")
+ASCII = Signs(space="\\x20", tab="\\t", newline="\\n", between="|", bar="#", rule="-", more="...")
 """For a stream that cannot print the others."""
 
 
@@ -63,6 +66,14 @@ class Ink:
         if self.width is None:
             return [text]
         return textwrap.wrap(text, max(self.width - indent, _LEAST_WIDTH), break_on_hyphens=False)
+
+    def fit(self, text: str, *, indent: int) -> str:
+        """Shorten words that are a hint only, so that they stay on the line that they begin on."""
+        room = math.inf if self.width is None else max(self.width - indent, _LEAST_WIDTH)
+        reached = list(accumulate(map(columns, text)))
+        if not text or reached[-1] <= room:
+            return text
+        return text[: bisect_left(reached, room)].rstrip() + self.signs.more
 
     def bar(self, share: float, width: int) -> str:
         """Draw a bar of so many columns at most; a little is seen as a little."""

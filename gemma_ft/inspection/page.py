@@ -115,7 +115,7 @@ def _batches(survey: Survey) -> Markup:
         plot = share_plot(batches.fills, "share of a sequence that is tokens", "sequences")
         return element("section", head, says, plot)
     bars = [
-        fill_bar(batches.row_fill, "a row alone in its sequence", rest="empty"),
+        fill_bar(batches.row_fill, "a row, of what trainer.max_length allows", rest="unused"),
         fill_bar(batches.packed_efficiency, "rows packed: trainer.packing=true", rest="empty"),
     ]
     if batches.micro_batch_size > 1:

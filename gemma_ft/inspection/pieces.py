@@ -17,7 +17,9 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _WHITE = re.compile(r"(\n+|[ \t]+)")
 _SPACE_OF_VOCABULARY = "\u2581"
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")
-_DOTTED_CIRCLE = "\u25cc"  # what a combining mark without a letter of its own is printed on
+_DOTTED_CIRCLE = "\u25cc"  # what a sign that changes the one before it is printed on when it stands alone
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+_FLAG_LETTERS = range(0x1F1E6, 0x1F200)  # two of them are shown as a flag
 _ELLIPSIS = "\u2026"
 
 
@@ -141,8 +143,14 @@ def _visible_parts(text: str, escaped: frozenset[str]) -> Iterator[Part]:
         if hidden:
             yield Part("".join(map(_escape, run)), Look.escape)
         else:
-            alone = unicodedata.combining(run[0]) or unicodedata.category(run[0]) == "Mn"
-            yield Part(_DOTTED_CIRCLE + run if alone else run, Look.plain)
+            yield Part(_DOTTED_CIRCLE + run if _joins(run) else run, Look.plain)
+
+
+def _joins(text: str) -> bool:
+    """Tell whether a text would be drawn as a part of the one before it, or with the one after it."""
+    first = ord(text[0])
+    flag_letter = len(text) == 1 and first in _FLAG_LETTERS
+    return unicodedata.category(text[0])[0] == "M" or first in _SKIN_TONES or flag_letter
 
 
 def _is_unseen(char: str) -> bool:

@@ -165,7 +165,9 @@ def _bar(bar: Bar, top: int) -> Markup:
 
 
 def _axis(ticks: Sequence[Tick]) -> Markup:
+    """Label the axis; on a narrow page every other label goes, but never the first or the last one."""
     labels = []
+    last = len(ticks) - 1
     for number, tick in enumerate(ticks):
         anchor = "start" if tick.at == 0 else "end" if tick.at > 0.985 else "middle"
         labels.append(
@@ -175,7 +177,7 @@ def _axis(ticks: Sequence[Tick]) -> Markup:
                 x=f"{tick.at:.3%}",
                 y=_TOP + _HEIGHT + 18,
                 text_anchor=anchor,
-                class_="odd" if number % 2 else None,
+                class_="odd" if number and (last - number) % 2 else None,
             )
         )
     return join(*labels)

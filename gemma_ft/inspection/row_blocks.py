@@ -8,14 +8,15 @@ from gemma_ft.inspection.markup import Markup, element, join
 from gemma_ft.inspection.pieces import Kind, Look, Part, Piece, show, split_piece
 from gemma_ft.inspection.survey import SampledRow
 
-_LONG_ROW = 300
-"""Tokens from which a row may have to be scrolled, so that the keyboard must reach it."""
+_LONG_ROW = 600
+"""Columns from which a row may have to be scrolled on a narrow page, so that the keyboard must reach it."""
+_LINE = 40
 _NEWLINE, _SPACE, _TAB = "\u21b5", "\u00b7", "\u2192"
 
 
 def row_block(row: SampledRow, number: int) -> Markup:
     """Build a row: its place, its numbers, its tokens."""
-    long = len(row.pieces) > _LONG_ROW
+    long = sum(len(piece.text) + _LINE * piece.text.count("\n") for piece in row.pieces) > _LONG_ROW
     end = f"cut here, {row.lost:,} tokens before the end"
     return element(
         "article",

@@ -176,13 +176,14 @@ def _histogram(survey: Survey, ink: Ink) -> Iterator[str]:
     most = max(each.rows for each in bins)
     names = [_range(each) for each in bins]
     width = max(map(len, names))
+    longest = _BAR if ink.width is None else min(_BAR, max(ink.width - width - 12, 8))
     yield ""
     yield ink.paint("length in tokens, before the cut", _BOLD)
     for each, name in zip(bins, names, strict=True):
         if each.above == cut:
             yield f"  {ink.signs.rule * 3} trainer.max_length={cut}: what is below is cut"
-        bar = ink.bar(each.rows / most, _BAR)
-        painted = ink.paint(f"{bar:{_BAR}}", *((_DIM,) if each.above >= cut else (_GREEN,)))
+        bar = ink.bar(each.rows / most, longest)
+        painted = ink.paint(f"{bar:{longest}}", *((_DIM,) if each.above >= cut else (_GREEN,)))
         yield f"  {name:>{width}}  {painted}  {each.rows:,}"
     if survey.lengths.longest <= cut:
         yield f"  {ink.signs.rule * 3} trainer.max_length={cut}: no row is longer"
@@ -199,4 +200,5 @@ def _notable(survey: Survey, ink: Ink) -> Iterator[str]:
         width = max(len(show(row.where)) for row in rows)
         for row in rows:
             value = summary.value_of(measure, row.value)
-            yield f"  {value:>9}  {show(row.where):{width}}  {ink.paint(row.beginning, _DIM)}"
+            words = ink.paint(ink.fit(row.beginning, indent=15 + width), _DIM)
+            yield f"  {value:>9}  {show(row.where):{width}}  {words}"

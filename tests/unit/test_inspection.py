@@ -19,13 +19,14 @@ from gemma_ft.config.schema import RunConfig
 from gemma_ft.data.packing import pack
 from gemma_ft.inspection import measures
 from gemma_ft.inspection.batches import count_packed, count_sequences, expected_padding
-from gemma_ft.inspection.ink import ASCII, Ink, Signs
+from gemma_ft.inspection.ink import ASCII, Ink, Signs, columns
 from gemma_ft.inspection.lengths import Lengths
 from gemma_ft.inspection.markup import Markup, element
 from gemma_ft.inspection.measures import MEASURES, measure_rows
 from gemma_ft.inspection.notes import find_notes
 from gemma_ft.inspection.page import build_page
 from gemma_ft.inspection.pieces import Kind, Look, Piece, Vocabulary, read_line, show, split_piece
+from gemma_ft.inspection.plots import length_plot
 from gemma_ft.inspection.survey import survey_data
 from gemma_ft.inspection.terminal import render, token_lines
 
@@ -87,6 +88,12 @@ def shown(words, before=None):
         ("\U000e0041", "\\U000e0041"),
         ("a\u00a0b\u2028", "a\\xa0b\\u2028"),
         ("\u0301a", "\u25cc\u0301a"),
+        ("\u093f", "\u25cc\u093f"),
+        ("\u20e3", "\u25cc\u20e3"),
+        ("\U0001f3fd", "\u25cc\U0001f3fd"),
+        ("\U0001f44d\U0001f3fd", "\U0001f44d\U0001f3fd"),
+        ("\U0001f1e9", "\u25cc\U0001f1e9"),
+        ("\U0001f1e9\U0001f1ea", "\U0001f1e9\U0001f1ea"),
         ("e\u0301 \u4f60\u597d \u0645", "e\u0301 \u4f60\u597d \u0645"),
         ("plain text", "plain text"),
         ("", ""),
@@ -221,6 +228,17 @@ def test_a_narrow_terminal_breaks_lines_between_tokens(survey):
 
     assert max(map(len, rows.splitlines())) <= 60
     assert rows.count("the") >= 60
+
+
+@pytest.mark.parametrize("width", [48, 60, 80])
+def test_what_is_drawn_and_hinted_at_stays_on_its_line(width, survey):
+    ink = Ink(colour=False, signs=Signs(), width=width)
+    page = render(survey([["Hi", "\u4f60" * 400], ["Hi", "the " * 100]]), ink)
+    below = page.split("length in tokens", 1)[1].split("worth a look")[0].splitlines()
+
+    assert max(columns(line) for line in below if not line.startswith("  \u2500")) <= width
+    assert "\u2588" * 8 in page
+    assert "\u4f60\u2026\n" in page
 
 
 def test_a_row_that_is_cut_says_where_and_how_much(survey):
@@ -534,6 +552,22 @@ def test_plots_name_their_axes_and_bars_for_those_who_cannot_see_them(survey):
     )
     assert "<figcaption>share of a row&#x27;s tokens that is learned</figcaption>" in page
     assert re.search(r"<title>\d+% to \d+%: \d+ rows</title>", page)
+
+
+def test_the_first_and_the_last_label_of_an_axis_stay_on_a_narrow_page():
+    for cut, longest in ((300, 1000), (16, 90), (100, 300), (2048, 9000), (7, 40)):
+        plot = length_plot(Lengths({1: 5, longest: 1}).bins(cut), cut)
+        labels = re.findall(r'<text x="[\d.]+%"[^>]*text-anchor="\w+"( class="odd")?>([^<]+)<', plot)
+
+        assert labels[0] == ("", "0")
+        assert labels[-1] == ("", "more")
+        assert all(hidden or after for (hidden, _), (after, _) in pairwise(labels[1:]))
+
+
+def test_the_keyboard_reaches_rows_that_may_have_to_be_scrolled(survey):
+    assert "tabindex" not in build_page(survey([["Hi", "the " * 20]]))
+    for words in ("the " * 200, "a\n" * 20):
+        assert 'tabindex="0"' in build_page(survey([["Hi", words]]))
 
 
 def test_a_page_with_packing_shows_how_full_the_sequences_are(survey, tokenizer, vocabulary):
