@@ -142,15 +142,17 @@ def _visible_parts(text: str, escaped: frozenset[str]) -> Iterator[Part]:
         run = "".join(chars)
         if hidden:
             yield Part("".join(map(_escape, run)), Look.escape)
+        elif ord(run[0]) in _SKIN_TONES:  # fonts have no such sign on a circle
+            yield Part(_escape(run[0]), Look.escape)
+            yield from _visible_parts(run[1:], escaped)
         else:
             yield Part(_DOTTED_CIRCLE + run if _joins(run) else run, Look.plain)
 
 
 def _joins(text: str) -> bool:
     """Tell whether a text would be drawn as a part of the one before it, or with the one after it."""
-    first = ord(text[0])
-    flag_letter = len(text) == 1 and first in _FLAG_LETTERS
-    return unicodedata.category(text[0])[0] == "M" or first in _SKIN_TONES or flag_letter
+    flag_letter = len(text) == 1 and ord(text) in _FLAG_LETTERS
+    return unicodedata.category(text[0])[0] == "M" or flag_letter
 
 
 def _is_unseen(char: str) -> bool:

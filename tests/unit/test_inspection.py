@@ -90,7 +90,7 @@ def shown(words, before=None):
         ("\u0301a", "\u25cc\u0301a"),
         ("\u093f", "\u25cc\u093f"),
         ("\u20e3", "\u25cc\u20e3"),
-        ("\U0001f3fd", "\u25cc\U0001f3fd"),
+        ("\U0001f3fd!", "\\U0001f3fd!"),
         ("\U0001f44d\U0001f3fd", "\U0001f44d\U0001f3fd"),
         ("\U0001f1e9", "\u25cc\U0001f1e9"),
         ("\U0001f1e9\U0001f1ea", "\U0001f1e9\U0001f1ea"),
