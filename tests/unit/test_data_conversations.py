@@ -40,6 +40,8 @@ def chat(*roles_and_texts):
         {"text": None, "messages": chat(("user", "Hi"), ("assistant", "Hello"))},
         {"messages": None, "prompt": "Hi", "completion": "Hello"},
         {"messages": chat(("system", ""), ("user", "Hi"), ("assistant", "Hello"))},
+        {"messages": chat(("system", " \n"), ("user", "Hi"), ("assistant", "Hello"))},
+        {"messages": chat(("system", None), ("user", "Hi"), ("assistant", "Hello"))},
         {"messages": json.dumps(chat(("user", "Hi"), ("assistant", "Hello")))},
         {"data": ' ["Hi", "Hello"]'},
         {"instruction": "Hi", "input": " \n", "output": "Hello"},

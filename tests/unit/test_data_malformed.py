@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gemma_ft.config.places import find_place_problems
-from gemma_ft.config.rows import RowsConfig
+from gemma_ft.config.rows import ColumnsConfig, RowsConfig
 from gemma_ft.data.conversations.examples import Text, build_example
 from gemma_ft.data.sources.opening import load_split, open_source
 from gemma_ft.data.sources.rows import RowError
@@ -34,7 +34,7 @@ KNOWN = (
 SHAPES = f"Name them with dataset.columns.*, or rename them to one of: {KNOWN}"
 
 
-def read(path):
+def read(path, **columns):
     """Read as on_bad_row=drop does: examples and the lines of the rows that are dropped."""
     examples, lines = [], []
     source = open_source(RowsConfig(path=str(path)))
@@ -42,7 +42,7 @@ def read(path):
         try:
             if isinstance(row, RowError):
                 raise row
-            examples.append(build_example(row))
+            examples.append(build_example(row, ColumnsConfig(**columns)))
         except RowError as error:
             lines.append(str(error))
     return examples, lines
@@ -255,38 +255,41 @@ def parquet_columns():
     return {
         "timestamp": (
             pa.array(late, pa.timestamp("us")),
-            "a value that cannot be read in column x (date value out of range). Correct the value, or leave "
-            "the column out.",
+            "a value that cannot be read in column x (date value out of range). Correct the value, or remove "
+            "the row.",
         ),
         "date": (
             pa.array([0, 2**30, 0], pa.date32()),
             "a value that cannot be read in column x (days=1073741824; must have magnitude <= 999999999). "
-            "Correct the value, or leave the column out.",
+            "Correct the value, or remove the row.",
         ),
         "utf-8": (
             pa.Array.from_buffers(pa.string(), 3, [None, *bad]),
             "bad UTF-8 in column x ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte). "
-            "Correct the value, or leave the column out.",
+            "Correct the value, or remove the row.",
         ),
     }
 
 
 @pytest.mark.parametrize("kind", ["timestamp", "date", "utf-8"])
-def test_a_value_of_parquet_that_cannot_be_read_is_named_and_the_rows_beside_it_are_read(kind, tmp_path):
+def test_a_value_of_parquet_that_cannot_be_read_is_named_where_its_column_is_used(kind, tmp_path):
     column, fault = parquet_columns()[kind]
-    parquet(tmp_path / "x.parquet", {"text": ["good"] * 3, "x": column})
-    assert read(tmp_path / "x.parquet") == ([GOOD] * 2, [f"{tmp_path}/x.parquet:2: {fault}"])
+    parquet(tmp_path / "x.parquet", {"prompt": ["a"] * 3, "completion": ["b"] * 3, "x": column})
+    examples, faults = read(tmp_path / "x.parquet")
+    assert (len(examples), faults) == (3, [])
+    for names in ({"text": "x"}, {"prompt": "prompt", "system": "x"}, {"prompt": "x"}):
+        assert f"{tmp_path}/x.parquet:2: {fault}" in read(tmp_path / "x.parquet", **names)[1]
 
 
-def test_a_time_zone_of_no_place_costs_each_row_that_has_it(tmp_path):
+def test_a_time_zone_of_no_place_costs_no_row_where_nobody_reads_it(tmp_path):
     import pyarrow as pa
 
     times = pa.array([0, None], pa.timestamp("us", tz="Mars/Olympus"))
-    parquet(tmp_path / "x.parquet", {"text": ["bad", "good"], "x": times})
-    examples, faults = read(tmp_path / "x.parquet")
-    assert examples == [GOOD]
-    assert faults[0].startswith(f"{tmp_path}/x.parquet:1: a value that cannot be read in column x (")
-    assert "\n" not in faults[0]
+    parquet(tmp_path / "x.parquet", {"text": ["good", "good"], "x": times})
+    assert read(tmp_path / "x.parquet") == ([GOOD, GOOD], [])
+    (fault, _) = read(tmp_path / "x.parquet", text="x")[1]
+    assert fault.startswith(f"{tmp_path}/x.parquet:1: a value that cannot be read in column x (")
+    assert "\n" not in fault
 
 
 @pytest.mark.parametrize(

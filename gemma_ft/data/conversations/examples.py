@@ -75,7 +75,10 @@ class _Cells:
     names: TurnNames
 
     def value(self, key: str) -> Any:
-        return self.row.values[self.shape.column(key)]
+        value = self.row.values[self.shape.column(key)]
+        if isinstance(value, RowError):  # that it could not be read matters now
+            raise value
+        return value
 
     def text(self, key: str) -> str:
         return read_text(self.value(key), self.row.where, self._place(key))
@@ -97,7 +100,7 @@ class _Cells:
         value = self.row.values.get(column)
         if value is None or (isinstance(value, str) and not value.strip()):
             return []
-        return [("system", read_text(value, self.row.where, self._place("system")))]
+        return [("system", self.text("system"))]
 
     def _place(self, key: str) -> str:
         return f"in column {self.shape.column(key)}"

@@ -86,8 +86,9 @@ def read_turns(
             raise _unknown_role(role, names, where, place)
         if len(item) > 2 and any(item.get(calls) for calls in _TOOL_CALLS):
             raise RowError(where, "a tool call", _NO_TOOLS, detail=place)
-        if meaning != "system" or content != "":  # many data sets fill the place of a system
-            turns.append((meaning, read_text(content, where, place)))
+        if meaning == "system" and (content is None or (isinstance(content, str) and not content.strip())):
+            continue  # many data sets fill the place of a system, as Arrow and CSV fill its column
+        turns.append((meaning, read_text(content, where, place)))
     return turns
 
 

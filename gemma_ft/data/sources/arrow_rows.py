@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gemma_ft.data.sources.foreign import HEAD_BYTES, refuse_foreign
 from gemma_ft.data.sources.rows import Row, RowError, one_line, show
@@ -35,15 +35,16 @@ def arrow_rows(batch: "pyarrow.RecordBatch", name: str, before: int) -> Iterator
     yield from (Row(f"{name}:{number}", values) for number, values in zip(numbers, rows, strict=True))
 
 
-def _one_row(batch: "pyarrow.RecordBatch", place: int, where: str) -> Row | RowError:
-    values = {}
+def _one_row(batch: "pyarrow.RecordBatch", place: int, where: str) -> Row:
+    """Read one row; a value that cannot be read is its fault, which counts only where the value is used."""
+    values: dict[str, Any] = {}
     for column, cells in zip(batch.schema.names, batch.columns, strict=True):
         try:
             values[column] = cells[place].as_py()
         except Exception as error:
             cause = "bad UTF-8" if isinstance(error, UnicodeDecodeError) else "a value that cannot be read"
             detail = f"in column {show(column)} ({one_line(error)})"
-            return RowError(where, cause, "Correct the value, or leave the column out.", detail=detail)
+            values[column] = RowError(where, cause, "Correct the value, or remove the row.", detail=detail)
     return Row(where, values)
 
 

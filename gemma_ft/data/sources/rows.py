@@ -36,7 +36,7 @@ class Row:
     where: str
     """File and line, or data set and row, each counted from 1."""
     values: dict[str, Any]
-    """The columns."""
+    """The columns; a value that could not be read is its RowError."""
 
 
 class RowError(DataError):
