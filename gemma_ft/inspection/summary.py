@@ -82,6 +82,8 @@ def totals(survey: Survey) -> Iterator[Entry]:
     facts = survey.facts
     yield Entry("data", _source(survey))
     yield Entry("rows", row_counts.rows_line(survey))
+    if facts["unused_columns"]:
+        yield Entry("columns", show(f"not read: {', '.join(facts['unused_columns'])}"))
     share = percent(facts["trained_share"])
     yield Entry("tokens", f"{facts['tokens']:,}, {facts['trained_tokens']:,} of them learned ({share})")
     yield Entry("learned", loss_target(survey))

@@ -95,6 +95,7 @@ def build_data(tokenizer, talks, max_length=10_000, *, part=None, **facts):
         "turns_learned": sum(rows["turns"]),
         "turns_cut": sum(rows["turns_cut"]),
         "system_messages": 0,
+        "unused_columns": [],
         "packing": None,
         "mixture": None,
         "contract": CONTRACT,

@@ -443,6 +443,13 @@ def test_dropped_rows_are_told_by_cause_with_the_first_places(survey, tmp_path):
         assert "y:1: no JSON \\x1b[0m" in written
 
 
+def test_columns_that_are_not_read_are_named(survey):
+    assert "\ncolumns   not read: id, \\x1btags\n" in render(
+        survey(ODD, unused_columns=["id", "\x1btags"]), PLAIN
+    )
+    assert "not read" not in render(survey([["Hi", "Hello"]]), PLAIN)
+
+
 def test_rows_that_are_split_or_that_a_mixture_repeats_or_leaves_are_counted(survey):
     def rows(**facts):
         return next(
