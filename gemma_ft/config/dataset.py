@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gemma_ft.config.rows import MixturePart, RowsConfig
+from gemma_ft.config.rows import ColumnsConfig, MixturePart, RowsConfig
 
 
 class LossTarget(StrEnum):
@@ -129,9 +129,11 @@ class DatasetConfig(RowsConfig):
         found = [
             f"dataset.{key}={getattr(self, key)} would be ignored beside dataset.mixture. "
             "Put it into the mixture's parts (dataset=mixture starts empty)."
-            for key in ("path", "config", "eval_split", "revision", "max_rows", "streaming")
-            if getattr(self, key) not in (None, "", False)
+            for key in ("path", "config", "eval_split", "revision", "max_rows", "streaming", "split")
+            if getattr(self, key) not in (None, "", False, "train")
         ]
+        if self.columns != ColumnsConfig():
+            found.append("dataset.columns would be ignored beside dataset.mixture. Name them in its parts.")
         for name, part in self.mixture.items():
             prefix = f"dataset.mixture.{name}"
             found += part.row_problems(prefix) + part.columns.problems(f"{prefix}.columns")

@@ -45,7 +45,7 @@ def _local_problems(place: Path, path: str, said: str, prefix: str) -> list[str]
     if place.is_dir():
         if any(is_data_file(file) for file in place.iterdir()):
             return []
-        return [f"{said} holds no data file. Put {', '.join(DATA_SUFFIXES)} files there."]
+        return [f"{said} holds no data file. {_folder_hint(place)}"]
     if place.exists():
         if place.suffix.lower() in DATA_SUFFIXES:
             return []
@@ -60,6 +60,13 @@ def _local_problems(place: Path, path: str, said: str, prefix: str) -> list[str]
     else:
         hint = f"Check the path; relative ones start at {Path.cwd()}."
     return [f"{said} does not exist. {hint}"]
+
+
+def _folder_hint(folder: Path) -> str:
+    for below in sorted(folder.iterdir()):
+        if below.is_dir() and not below.name.startswith(".") and any(map(is_data_file, below.iterdir())):
+            return f"Its folder {below.name} does: name that."
+    return f"Put {', '.join(DATA_SUFFIXES)} files there."
 
 
 def is_data_file(file: Path) -> bool:

@@ -102,6 +102,11 @@ class RowsConfig:
                 f"{prefix}.streaming=true is for the hub, but {prefix}.source={self.source}. Leave it out: "
                 "local rows are never held in memory."
             )
+        found += [
+            f"{prefix}.{key}={value} is for the hub, but {prefix}.source={self.source}. Leave it out."
+            for key, value in (("config", self.config), ("revision", self.revision))
+            if value is not None and self.source != DataSource.hub
+        ]
         if self.max_rows is not None and not 1 <= self.max_rows < 2**63:
             found.append(
                 f"{prefix}.max_rows={self.max_rows} must be at least 1. Leave it out to use every row."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.cache import one_at_a_time
 from gemma_ft.data.sources.hub_rows import quiet_datasets
+from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -24,18 +25,27 @@ def pack(rows: "datasets.Dataset", max_length: int, folder: Path) -> "datasets.D
 
     Returns:
         Columns input_ids, labels and seq_lengths, the lengths of the rows in each sequence.
+
+    Raises:
+        DataError: The disk is full.
     """
     import trl
 
     key = hashlib.sha256(f"{rows._fingerprint} {max_length} {trl.__version__}".encode()).hexdigest()[:32]
     file = folder / f"packed-{key}.arrow"
-    with one_at_a_time(file.with_suffix(".lock"), "packing the same rows"), quiet_datasets():
-        packed: datasets.Dataset = trl.pack_dataset(
-            rows.select_columns(list(TOKEN_COLUMNS)),
-            max_length,
-            strategy="bfd",
-            map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
-        )
+    try:
+        with one_at_a_time(file.with_suffix(".lock"), "packing the same rows"), quiet_datasets():
+            packed: datasets.Dataset = trl.pack_dataset(
+                rows.select_columns(list(TOKEN_COLUMNS)),
+                max_length,
+                strategy="bfd",
+                map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
+            )
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot hold the packed sequences ({error.strerror or error}). "
+            "Free some space there, or set XDG_CACHE_HOME to another disk."
+        ) from error
     return packed
 
 

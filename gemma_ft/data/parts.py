@@ -203,14 +203,24 @@ def check_left(part: Part, dataset: DatasetConfig, rules: TokenRules) -> None:
     prefix = f"dataset.mixture.{part.name}" if part.name else "dataset"
     start = f"{prefix}.path={rows.path} leaves no row to train on:"
     if not len(part.used):
-        causes = "; ".join(f"{number} x {cause}" for cause, number in part.train.report["dropped"].items())
-        raise DataError(
-            f"{start} {causes} (trainer.max_length={rules.max_length}). Mend the rows or raise it."
-        )
+        dropped = part.train.report["dropped"]
+        causes = "; ".join(f"{number} x {cause}" for cause, number in dropped.items())
+        hint = "Leave dataset.on_bad_row out to see the first of them whole."
+        if any("trainer.max_length" in cause for cause in dropped):
+            hint = f"Mend the rows, or raise trainer.max_length={rules.max_length}."
+        raise DataError(f"{start} {causes}. {hint}")
     if part.overlap.any():
         raise DataError(
             f"{start} all are in the eval_split as well ({prefix}.eval_split={rows.eval_split}). "
             "Choose another eval_split."
+        )
+    copies = {_DUPLICATE: "duplicates", _NEAR_DUPLICATE: "near_duplicates"}
+    found = next((cause for cause in copies if cause in part.left_out), None)
+    if found:
+        number = sum(int(rows.sum()) for cause, rows in part.left_out.items() if cause in copies)
+        raise DataError(
+            f"{start} dataset.{copies[found]}=drop leaves out all {number} that are not held out. "
+            "Leave this source out, or keep copies."
         )
     raise DataError(
         f"{start} dataset.eval_fraction={dataset.eval_fraction:g} holds out all of its distinct rows. "

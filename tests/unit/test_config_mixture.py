@@ -83,6 +83,10 @@ def test_a_source_below_the_home_folder_is_written_out(rows, monkeypatch, tmp_pa
         ("dataset.mixture.mine.weight=1,2", r"weight=1,2 gives several values\. Add --multirun"),
         ("dataset.path=owner/name", r"dataset\.path=owner/name would be ignored beside dataset\.mixture\."),
         ("dataset.eval_split=test", r"dataset\.eval_split=test would be ignored beside dataset\.mixture\."),
+        ("dataset.split=train[:5]", r"dataset\.split=train\[:5\] would be ignored beside dataset\.mixture\."),
+        ("dataset.columns.text=body", r"dataset\.columns would be ignored beside dataset\.mixture\."),
+        ("dataset.mixture.mine.revision=main", r"mine\.revision=main is for the hub, but dataset\.mixture\."),
+        ("dataset.mixture.mine.config=chats", r"mine\.config=chats is for the hub, but dataset\.mixture"),
         ("dataset.mixture_weights=words", r"must be one of tokens, rows\."),
     ],
 )

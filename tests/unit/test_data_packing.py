@@ -14,7 +14,7 @@ from gemma_ft.config.schema import Attention, Dtype, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
 from gemma_ft.data.tokens.encoding import NOT_LEARNED
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, DataError
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
@@ -218,3 +218,13 @@ def test_wrapped_packing_would_tear_rows_apart_and_tell_none(rows):
     wrapped = trl.pack_dataset(rows, MAX_LENGTH, strategy="wrapped")
     assert "seq_lengths" not in wrapped.column_names
     assert any(sequence["input_ids"][0] != 2 for sequence in wrapped)
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch, tmp_path):
+    def full(*what, **how):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trl, "pack_dataset", full)
+    rows = datasets.Dataset.from_dict({"input_ids": [[2, 5]], "labels": [[-100, 5]]})
+    with pytest.raises(DataError, match=r"cannot hold the packed sequences \(No space left on device\)\."):
+        pack(rows, 8, tmp_path)

@@ -146,7 +146,7 @@ def test_long_rows_are_cut_and_counted_and_rows_without_an_answer_are_dropped_an
 def test_nothing_left_to_learn_is_an_error(prepare):
     with pytest.raises(
         DataError,
-        match=r"to train on: 2 x no learned token within trainer\.max_length \(trainer\.max_length=5\)",
+        match=r"2 x no learned token within trainer\.max_length\. Mend .* raise trainer\.max_length=5",
     ):
         prepare(["a", "b"], max_length=5)
     with pytest.raises(
@@ -275,6 +275,17 @@ def test_a_source_with_nothing_left_is_named(prepare, tmp_path):
         DataError, match=r"^dataset\.mixture\.words\.path=.*words\.jsonl leaves no row to train on"
     ):
         prepare({}, mixture=mixture, max_length=5)
+
+
+def test_a_source_of_copies_alone_is_named_with_the_setting_that_leaves_them_out(prepare, tmp_path):
+    mixture = sources(tmp_path, words=(["a", "b", "c"], {}), more=(["a", "b", "c"], {}))
+    with pytest.raises(DataError, match=r"more\.jsonl leaves no row .*\.duplicates=drop leaves out all 3"):
+        prepare({}, mixture=mixture, eval_fraction=0, duplicates=Copies.drop)
+
+
+def test_a_source_of_rows_that_cannot_be_used_is_not_told_to_raise_the_limit(prepare):
+    with pytest.raises(DataError, match=r"train on: 1 x empty text\. Leave dataset\.on_bad_row out"):
+        prepare([""], on_bad_row=OnBadRow.drop)
 
 
 def test_copies_are_counted_and_dropped_where_that_is_asked(prepare, prompts, tmp_path):

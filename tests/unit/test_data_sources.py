@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.places import find_place_problems
 from gemma_ft.config.rows import DataSource
 from gemma_ft.data.sources.opening import identify_split, load_split, open_source
 from gemma_ft.data.sources.rows import parse_split
@@ -180,6 +181,8 @@ def test_a_folder_with_its_data_in_a_subfolder_says_which(tmp_path):
     folder_of(tmp_path / "data", "train.jsonl")
     with pytest.raises(DataError, match=r"holds no data file\. Its folder data does: name that\.$"):
         local(tmp_path)
+    (problem,) = find_place_problems("local", str(tmp_path), "dataset")
+    assert problem.endswith("holds no data file. Its folder data does: name that.")
 
 
 def test_a_single_file_is_the_split_train_and_no_other(tmp_path):
