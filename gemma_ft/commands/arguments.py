@@ -27,7 +27,11 @@ class CommandParser(argparse.ArgumentParser):
         if not unknown:
             raise ConfigError(f"{message}. `{self.prog} --help` lists what it takes.")
         raise ConfigError(
-            *(f"{word} is no flag of this command. {self._hint(word)}" for word in words.split())
+            *(
+                f"{word} is no flag of this command. {self._hint(word)}"
+                for word in words.split()
+                if word.startswith("-")
+            )
         )
 
     def _hint(self, word: str) -> str:

@@ -2,15 +2,18 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import types
 
 import pytest
 
 from gemma_ft import __version__, cli
+from gemma_ft.commands import inspect
 from gemma_ft.config.catalog import load_options, load_recipes
 from gemma_ft.config.keys import key_types
-from gemma_ft.errors import ExportError
+from gemma_ft.errors import ConfigError, ExportError
 from gemma_ft.runs import RunFolder
 
 
@@ -231,8 +234,8 @@ def test_multirun_names_each_job_after_what_is_swept(trained, here):
             ["quickstart-split_train_5_1607", "quickstart-split_train_5_8cfe"],
         ),
         (
-            ["recipe=quickstart", "model.revision=a/b,c", "dataset.revision=d"],
-            ["quickstart-revision_a_b", "quickstart-revision_c"],
+            ["recipe=quotes_int8_lora", "model.revision=a/b,c", "dataset.revision=d"],
+            ["quotes_int8_lora-revision_a_b", "quotes_int8_lora-revision_c"],
         ),
     ],
 )
@@ -324,3 +327,27 @@ def test_a_sweep_is_not_asked_for_a_page_at_once(here, trained, capsys):
 def test_an_empty_word_is_no_command(capsys):
     assert cli.main([""]) == 2
     assert "is no command" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_an_output_that_cannot_be_written_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gemma_ft", "recipes"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device).\n"
+
+
+def test_a_closed_output_is_no_error():
+    code = (
+        "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'gemma_ft', 'recipes'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_only_flags_are_called_flags():
+    with pytest.raises(ConfigError) as caught:
+        inspect.build_parser().parse_intermixed_args(["recipe=quickstart", "--cfg", "job"])
+    assert [problem.split()[0] for problem in caught.value.problems] == ["--cfg"]
