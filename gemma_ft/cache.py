@@ -1,11 +1,14 @@
 """Where this machine keeps what can be made again: the bundled model, tokens."""
 
+import atexit
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger("gemma_ft")
@@ -17,7 +20,10 @@ def cache_folder() -> Path:
 
 
 def writable_cache(name: str) -> Path:
-    """Return a folder of the cache, made if need be; a temporary one where the cache cannot be written."""
+    """Return a folder of the cache, made if need be.
+
+    Where the cache cannot be written it is a temporary one, which goes with this process.
+    """
     folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +31,14 @@ def writable_cache(name: str) -> Path:
             return folder
     except OSError as error:
         logger.warning("%s cannot be written (%s): nothing is cached there.", folder, error.strerror)
-        return Path(tempfile.mkdtemp(prefix="gemma_ft-"))
+        return _temporary_folder()
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="gemma_ft-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager

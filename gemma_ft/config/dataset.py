@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gemma_ft.config.rows import ColumnsConfig, MixturePart, RowsConfig
+from gemma_ft.config.rows import ColumnsConfig, DataSource, MixturePart, RowsConfig
 
 
 class LossTarget(StrEnum):
@@ -73,6 +73,9 @@ class StoppingStrategy(StrEnum):
     all_exhausted = "all_exhausted"
 
 
+_OF_ONE_SOURCE = ("source", "path", "config", "eval_split", "revision", "max_rows", "streaming", "split")
+
+
 @dataclass(kw_only=True, slots=True)
 class DatasetConfig(RowsConfig):
     """The rows to train on."""
@@ -129,8 +132,8 @@ class DatasetConfig(RowsConfig):
         found = [
             f"dataset.{key}={getattr(self, key)} would be ignored beside dataset.mixture. "
             "Put it into the mixture's parts (dataset=mixture starts empty)."
-            for key in ("path", "config", "eval_split", "revision", "max_rows", "streaming", "split")
-            if getattr(self, key) not in (None, "", False, "train")
+            for key in _OF_ONE_SOURCE
+            if getattr(self, key) not in (None, "", False, "train", DataSource.local)
         ]
         if self.columns != ColumnsConfig():
             found.append("dataset.columns would be ignored beside dataset.mixture. Name them in its parts.")

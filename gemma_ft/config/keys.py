@@ -176,7 +176,7 @@ def advice(key: str, value: str | None = None) -> str:
         key: The key as it was typed.
         value: What was typed after `=`; None where no line to type is wanted, as in a file.
     """
-    if key.startswith(MIXTURE):
+    if key == MIXTURE or key.startswith(MIXTURE + "."):
         return _mixture_advice(key)
     leaf = key.rsplit(".", 1)[-1].rsplit("/", 1)[-1].lower().replace("-", "_").lstrip("-+~")
     if leaf in INSTEAD and not _same_leaf(leaf):
@@ -191,10 +191,12 @@ def advice(key: str, value: str | None = None) -> str:
 
 
 def _mixture_advice(key: str) -> str:
-    *_, last = key.split(".")
-    near = difflib.get_close_matches(last, list(_part_types()), 1)
-    if key.count(".") > 2 and near:
-        return f"Write {key.removesuffix(last)}{near[0]}."
+    name, _, below = key.removeprefix(MIXTURE).lstrip(".").partition(".")
+    if name and not re.fullmatch(r"[A-Za-z_]\w*", name):
+        return f"Name the source with letters, digits and _, e.g. {re.sub(r'[^0-9A-Za-z_]+', '_', name)}."
+    near = difflib.get_close_matches(below, list(_part_types()), 1)
+    if near:
+        return f"Write {MIXTURE}.{name}.{near[0]}."
     return f"Name a source and its key, like {MIXTURE}.mine.path or {MIXTURE}.mine.weight."
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 """Extensions of the files that rows are read from."""
 
+_PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
+
 SPLIT_PART = re.compile(r"(?P<name>[\w.-]*\w)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 """A split or a slice of one; several are joined with +."""
 
@@ -49,6 +51,8 @@ def _local_problems(place: Path, path: str, said: str, prefix: str) -> list[str]
     if place.exists():
         if place.suffix.lower() in DATA_SUFFIXES:
             return []
+        if place.suffix.lower() in _PACKED_SUFFIXES:
+            return [f"{said} is compressed. Unpack it first."]
         return [f"{said} has an unknown extension. Use one of {', '.join(DATA_SUFFIXES)}."]
     if place.is_symlink():
         return [f"{said} is a link that leads nowhere. Check where it points."]

@@ -84,9 +84,8 @@ class RowsConfig:
         """List what cannot work in these keys, named with their prefix."""
         found = []
         if not self.path.strip():
-            found.append(
-                f"{prefix}.path= is empty. Name your file, e.g. dataset=local dataset.path=my.jsonl."
-            )
+            mixture = " A mixture's: dataset.mixture.NAME.path=my.jsonl." if prefix == "dataset" else ""
+            found.append(f"{prefix}.path= is empty. Name your file, e.g. {prefix}.path=my.jsonl.{mixture}")
         else:
             found += find_place_problems(self.source, self.path, prefix)
         found += find_split_problems(self.split, f"{prefix}.split")

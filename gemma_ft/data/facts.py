@@ -135,6 +135,7 @@ def _mixture(parts: Sequence[Part], rows: "datasets.Dataset", origins: "Array") 
         shares[part.name] = {
             "weight": part.weight / whole,
             "rows": len(lengths),
+            "rows_available": int(part.used.sum()),
             "rows_share": len(lengths) / rows.num_rows,
             "tokens": int(lengths.sum()),
             "tokens_share": int(lengths.sum()) / int(tokens.sum()),

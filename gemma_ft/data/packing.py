@@ -29,24 +29,32 @@ def pack(rows: "datasets.Dataset", max_length: int, folder: Path) -> "datasets.D
     Raises:
         DataError: The disk is full.
     """
+    import pyarrow
     import trl
 
     key = hashlib.sha256(f"{rows._fingerprint} {max_length} {trl.__version__}".encode()).hexdigest()[:32]
     file = folder / f"packed-{key}.arrow"
+
+    def packed() -> "datasets.Dataset":
+        return trl.pack_dataset(
+            rows.select_columns(list(TOKEN_COLUMNS)),
+            max_length,
+            strategy="bfd",
+            map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
+        )
+
     try:
         with one_at_a_time(file.with_suffix(".lock"), "packing the same rows"), quiet_datasets():
-            packed: datasets.Dataset = trl.pack_dataset(
-                rows.select_columns(list(TOKEN_COLUMNS)),
-                max_length,
-                strategy="bfd",
-                map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
-            )
+            try:
+                return packed()
+            except pyarrow.ArrowInvalid:  # a file that a crash of the machine left torn
+                file.unlink()
+                return packed()
     except OSError as error:
         raise DataError(
             f"{folder} cannot hold the packed sequences ({error.strerror or error}). "
             "Free some space there, or set XDG_CACHE_HOME to another disk."
         ) from error
-    return packed
 
 
 def describe_packing(packed: "datasets.Dataset", tokens: int, max_length: int) -> dict[str, Any]:

@@ -134,9 +134,11 @@ def _open(folder: Path, key: str) -> StoredTokens | None:
     try:
         report = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
         rows = datasets.Dataset.from_file(str(folder / _ROWS))
-    except (OSError, ValueError, pyarrow.ArrowException):
+        whole = rows.num_rows == report["rows"] and rows.column_names == list(COLUMNS)
+        whole = whole and (folder / _DROPPED).is_file() and "contract" in report
+    except (OSError, LookupError, TypeError, ValueError, pyarrow.ArrowException):
         return None
-    if rows.num_rows != report["rows"] or rows.column_names != list(COLUMNS):
+    if not whole:
         return None
     rows._fingerprint = key
     return StoredTokens(key=key, rows=rows, report=report, dropped=folder / _DROPPED)

@@ -21,7 +21,8 @@ def data_lines(dataset: DatasetConfig, facts: dict[str, Any]) -> Iterator[str]:
     for part, share in (facts["mixture"] or {}).items():
         yield (
             f"  {part}: weight {share['weight']:.1%}; {share['tokens']:,} tokens "
-            f"({share['tokens_share']:.1%}), {share['rows']:,} rows ({share['rows_share']:.1%})"
+            f"({share['tokens_share']:.1%}), {share['rows']:,} rows ({share['rows_share']:.1%}) "
+            f"of {share['rows_available']:,}"
         )
     for cause, number in facts["rows_dropped"].items():
         yield f"  {number:,} rows left out: {cause}"

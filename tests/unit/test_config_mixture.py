@@ -119,3 +119,16 @@ def test_a_mixtures_weight_can_be_swept(rows, tmp_path, monkeypatch):
     sweep([*words, "dataset.mixture.mine.weight=0.5,2"], lambda c: seen.append((c.name, c.dataset.mixture)))
     assert [parts["mine"].weight for _, parts in seen] == [0.5, 2.0]
     assert len({name for name, _ in seen}) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("dataset.mixture.b-1.path=x", r"Name the source with letters, digits and _, e\.g\. b_1\."),
+        ("dataset.mixture.mine.columns.promt=q", r"Write dataset\.mixture\.mine\.columns\.prompt\."),
+        ("dataset.source=hub", r"dataset\.source=hub would be ignored beside dataset\.mixture\."),
+    ],
+)
+def test_what_was_meant_in_a_mixture_is_guessed(rows, word, line):
+    with pytest.raises(ConfigError, match=line):
+        mixture(f"dataset.mixture.mine.path={rows}", word)

@@ -240,8 +240,8 @@ TURNS = {
     "a part that is no text (type image) in turn 1. Only parts of type text can be learned.": [
         ("user", [{"type": "text", "text": "a"}, {"type": "image", "url": "x"}])
     ],
-    "a part that is no text (text) in turn 1. Only parts of type text can be learned.": [("user", ["a"])],
-    "a part that is no text (type text) in turn 1. Only parts of type text can be learned.": [
+    "a list of texts where text must stand in turn 1. Join them to one.": [("user", ["a"])],
+    "a part that is no text (null as its text) in turn 1. Only parts of type text can be learned.": [
         ("user", [{"type": "text", "text": None}])
     ],
     "empty text in turn 2. Fill it or remove the row.": [("user", "a"), ("assistant", [])],

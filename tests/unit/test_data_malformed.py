@@ -23,7 +23,7 @@ ONE_LIST = "Is the whole file one list? Then name it .json."
 UTF8 = "Save the file as UTF-8."
 AGAIN = "Write it again."
 DAMAGED = "NUL bytes. The file is damaged, or was not written to its end: write it again."
-PART = "a part that is no text (text) in column text. Only parts of type text can be learned."
+PART = "a list of texts where text must stand in column text. Join them to one."
 SURROGATE = "half a character (a lone surrogate) at character 1 in column text. Write the file again."
 NO_ROW = "dataset.path={file} has no row in dataset.split=train. Check the file and the split."
 NO_LIST = "{file}: neither a list of objects nor an object with one list. Use .jsonl for single rows."
@@ -94,6 +94,7 @@ JSONL_ROWS = {
     b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}': (
         "a key that stands twice (content). Remove one of them."
     ),
+    '{"text": "\u200b\u200d"}'.encode(): f"empty text (nothing that can be seen) in column text. {FILL}",
     b'{"text": NaN}': f"NaN where text must stand in column text. {MEND}",
     b'{"text": -Infinity}': f"a number where text must stand in column text. {MEND}",
     b'{"text": ' + b"9" * 5000 + b"}": "a number of too many digits. Write it as text, or remove the row.",

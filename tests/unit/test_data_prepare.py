@@ -240,6 +240,7 @@ def test_a_mixture_is_mixed_by_weight_and_says_what_it_took(prepare, prompts, tm
     shares = data.facts["mixture"]
     assert shares["pages"]["tokens_share"] == pytest.approx(0.75, abs=0.01)
     assert shares["words"]["weight"] == 0.25
+    assert shares["pages"]["rows_available"] + shares["words"]["rows_available"] == 324
     assert sum(share["rows"] for share in shares.values()) == data.facts["rows_train"] == data.train.num_rows
     assert sum(share["tokens"] for share in shares.values()) == data.facts["tokens"]
     assert data.facts["rows_held_out"] == 36

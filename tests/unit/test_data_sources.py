@@ -381,3 +381,11 @@ def test_the_corpus_is_known_by_the_bytes_of_its_files():
 
 def test_a_hub_error_and_a_data_error_end_in_the_code_of_a_wrong_configuration():
     assert HubError.exit_code == DataError.exit_code == 2
+
+
+def test_a_conversation_alone_in_a_json_file_is_one_row(tmp_path):
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tags": []}
+    (tmp_path / "one.json").write_text(json.dumps(talk))
+    dataset = DatasetConfig(path=str(tmp_path / "one.json"))
+    rows = list(load_split(open_source(dataset), "train", name="x", key="dataset.split"))
+    assert [row.values for row in rows] == [talk]

@@ -201,3 +201,24 @@ def test_processes_that_start_together_tokenise_once(rows, cache, tmp_path):
     printed = [process.communicate(timeout=100)[0] for process in started]
     assert sum("made" in text for text in printed) == 1
     assert len({text.splitlines()[-1] for text in printed}) == 1
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "7", '{"rows": 19}'])
+def test_an_entry_with_a_strange_report_is_made_anew(prepare, cache, content):
+    prepare()
+    (file,) = cache.glob("*/report.json")
+    file.write_text(content)
+    assert prepare()[1]
+
+
+def test_packed_rows_that_a_crash_left_torn_are_packed_anew(rows, cache):
+    dataset = DatasetConfig(path=str(rows))
+
+    def packed():
+        data = prepare_data(dataset, tokenizer=build_tokenizer(), max_length=100, seed=1, packing=True)
+        return data.train[:]
+
+    first = packed()
+    for file in cache.glob("*/packed-*.arrow"):
+        file.write_bytes(file.read_bytes()[:300])
+    assert packed() == first

@@ -24,6 +24,7 @@ _TOOL_ROLES = {"tool", "function", "observation", "function_call", "ipython"}
 _TOOL_CALLS = ("tool_calls", "function_call")
 _NO_TOOLS = "Gemma's turns know no tools: write them as user and assistant, or remove the row."
 _MEND = "Correct or remove the row."
+_FILL = "Fill it or remove the row."
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ def read_text(value: Any, where: str, place: str) -> str:
         raise RowError(where, f"{kind_of(value)} where text must stand", _MEND, detail=place)
     if not value or value.isspace():
         detail = f"(only white space) {place}" if value else place
-        raise RowError(where, "empty text", "Fill it or remove the row.", detail=detail)
+        raise RowError(where, "empty text", _FILL, detail=detail)
     if not value.isascii():
         try:
             value.encode("utf-8")
@@ -148,13 +149,19 @@ def read_text(value: Any, where: str, place: str) -> str:
             raise RowError(
                 where, "half a character (a lone surrogate)", "Write the file again.", detail=detail
             ) from None
+        if not any(letter.isprintable() and letter != " " for letter in value):  # zero-width marks only
+            raise RowError(where, "empty text", _FILL, detail=f"(nothing that can be seen) {place}")
     return value
 
 
 def _part(part: Any, where: str, place: str) -> str:
     if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
+    if isinstance(part, str):
+        raise RowError(where, "a list of texts where text must stand", "Join them to one.", detail=place)
     kind = f"type {show(part.get('type'), 40)}" if isinstance(part, Mapping) else kind_of(part)
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        kind = f"{kind_of(part.get('text'))} as its text"
     raise RowError(
         where, "a part that is no text", "Only parts of type text can be learned.", detail=f"({kind}) {place}"
     )

@@ -130,7 +130,8 @@ def _unknown(row: Row) -> RowError:
     hint = f"Name them with dataset.columns.*, or rename them to one of: {known}."
     near = _differently_spelled(row)
     if near:
-        hint = f"Rename {show(near[0])} to {near[1]}. The shapes want: {known}."
+        seen = show(near[0]) if near[0] == near[0].strip() else f"'{show(near[0])}'"
+        hint = f"Rename {seen} to {near[1]}. The shapes want: {known}."
     detail = f"in columns {_list_columns(row)}" if row.values else "in an object without columns"
     return RowError(row.where, "no known shape", hint, detail=detail)
 

@@ -61,9 +61,11 @@ def json_rows(file: Path, name: str) -> Iterator[Row | RowError]:
         DataError: The file is no JSON, or holds no such list.
     """
     value, faulty = _parse_file(file, name)
-    lists = (
-        [item for item in value.values() if isinstance(item, list)] if isinstance(value, dict) else [value]
-    )
+    lists = [value]
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        if any(isinstance(value.get(column), list) for column in _TURN_COLUMNS):
+            lists = [[value]]  # one conversation, not a list of rows
     if len(lists) != 1 or not isinstance(lists[0], list):
         fault = find_fault(value) if faulty else None
         if fault:
@@ -78,6 +80,9 @@ def json_rows(file: Path, name: str) -> Iterator[Row | RowError]:
             yield fault.at(where) if fault else Row(where, _as_object(item, where))
         except RowError as error:
             yield error
+
+
+_TURN_COLUMNS = ("messages", "conversations")
 
 
 def _parse_file(file: Path, name: str) -> tuple[Any, bool]:
