@@ -136,10 +136,13 @@ class _Layout:
 
     def of_text(self, ids: Sequence[int]) -> list[Encoded]:
         """Lay out a plain text."""
+        import numpy as np
+
         body: list[Sequence[int]] = [[*ids, self._eos]]
         if self._rules.on_long_row is OnLongRow.split:
             body = split_text(body[0], self._rules.max_length - 1)
-        rows = (self._row([self._bos, *part], [(1, len(part) + 1)], []) for part in body)
+        laid = (np.array([self._bos, *part], np.int32) for part in body)
+        rows = (self._row(part, [(1, len(part))], []) for part in laid)
         return [row for row in rows if self._wanted(row)]
 
     def of_parts(self, parts: Sequence[Sequence[EncodedTurn]]) -> list[Encoded]:
@@ -150,24 +153,28 @@ class _Layout:
         return self._rules.on_long_row is not OnLongRow.drop or not row.cut
 
     def _of_turns(self, turns: Sequence[EncodedTurn]) -> Encoded:
-        ids, spans, ends = [self._bos], [], []
-        last = len(turns) - 1
-        for number, turn in enumerate(turns):
-            start = len(ids)
-            ids += turn.ids
-            learned = turn.answer and (number == last or self._rules.loss_on is not LossTarget.last_turn)
-            if self._rules.loss_on is LossTarget.all:
-                spans.append((start, len(ids)))
-            elif learned:
-                spans.append((start + turn.head, len(ids)))
-            if learned:
-                ends.append(start + turn.end)
-        return self._row(ids, spans, ends)
-
-    def _row(self, ids: Sequence[int], spans: Sequence[tuple[int, int]], ends: Sequence[int]) -> Encoded:
         import numpy as np
 
-        input_ids = np.array(ids[: self._rules.max_length], dtype=np.int32)
+        spans, ends, stop = [], [], 1
+        last = len(turns) - 1
+        for number, turn in enumerate(turns):
+            start, stop = stop, stop + len(turn.ids)
+            learned = turn.answer and (number == last or self._rules.loss_on is not LossTarget.last_turn)
+            if self._rules.loss_on is LossTarget.all:
+                spans.append((start, stop))
+            elif learned:
+                spans.append((start + turn.head, stop))
+            if learned:
+                ends.append(start + turn.end)
+        begin = np.array([self._bos], np.int32)
+        return self._row(np.concatenate([begin, *(turn.ids for turn in turns)]), spans, ends)
+
+    def _row(
+        self, ids: "NDArray[np.int32]", spans: Sequence[tuple[int, int]], ends: Sequence[int]
+    ) -> Encoded:
+        import numpy as np
+
+        input_ids = ids[: self._rules.max_length]
         labels = np.full_like(input_ids, NOT_LEARNED)
         for start, stop in spans:
             labels[start:stop] = input_ids[start:stop]

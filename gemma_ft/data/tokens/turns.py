@@ -11,7 +11,10 @@ from gemma_ft.config.dataset import Trim
 from gemma_ft.data.tokens.words import encode_by_words
 
 if TYPE_CHECKING:
+    import numpy
     from transformers import PreTrainedTokenizerFast
+
+    Array = numpy.ndarray[Any, Any]
 
 _CONTROL = (families.BOS, families.EOS, families.PAD, families.START_OF_TURN, families.END_OF_TURN)
 _HOME = os.getpid()
@@ -22,7 +25,7 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 class EncodedTurn:
     """A whole turn, from its <start_of_turn> to the line break after its <end_of_turn>."""
 
-    ids: list[int]
+    ids: "Array"
     answer: bool
     """Whether it is the assistant's."""
     head: int
@@ -63,6 +66,8 @@ def encode_turns(
         tokenizer: A tokenizer that `check_tokenizer` let pass.
         trim: What is cut from the ends of an answer.
     """
+    import numpy as np
+
     texts = [
         families.MODEL_HEADER + trim_answer(text, trim)
         if role == "assistant"
@@ -70,22 +75,23 @@ def encode_turns(
         for turns in conversations
         for role, text in turns
     ]
-    *encoded, header, newline = encode_texts([*texts, families.MODEL_HEADER, "\n"], tokenizer)
+    *encoded, header, newline = _encode([*texts, families.MODEL_HEADER, "\n"], tokenizer)
     control = control_ids(tokenizer)
-    before, after = [control[families.START_OF_TURN]], [control[families.END_OF_TURN], *newline]
+    before = np.array([control[families.START_OF_TURN]], np.int32)
+    after = np.array([control[families.END_OF_TURN], *newline], np.int32)
     pairs = iter(zip(texts, encoded, strict=True))
 
     def build(role: str) -> EncodedTurn:
         text, ids = next(pairs)
         head = _head(text, ids, header, tokenizer) if role == "assistant" else 0
-        return EncodedTurn([*before, *ids, *after], role == "assistant", 1 + head, 1 + len(ids))
+        return EncodedTurn(np.concatenate((before, ids, after)), role == "assistant", 1 + head, 1 + len(ids))
 
     return [[build(role) for role, _ in turns] for turns in conversations]
 
 
-def _head(text: str, ids: list[int], header: list[int], tokenizer: "PreTrainedTokenizerFast") -> int:
+def _head(text: str, ids: "Array", header: "Array", tokenizer: "PreTrainedTokenizerFast") -> int:
     """Count the tokens that end before the first word of an answer."""
-    if ids[: len(header)] == header:
+    if ids[: len(header)].tobytes() == header.tobytes():
         return len(header)
     with _as_ordinary_text(tokenizer) as backend:
         offsets = backend.encode(text, add_special_tokens=False).offsets
@@ -94,6 +100,10 @@ def _head(text: str, ids: list[int], header: list[int], tokenizer: "PreTrainedTo
 
 def encode_texts(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> list[list[int]]:
     """Tokenise texts on all cores, control tokens typed in them as ordinary text."""
+    return [ids.tolist() for ids in _encode(texts, tokenizer)]
+
+
+def _encode(texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast") -> "list[Array]":
     with _as_ordinary_text(tokenizer) as backend, _on_all_cores():
 
         def whole(some: list[str]) -> list[list[int]]:

@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    import numpy
     from transformers import PreTrainedTokenizerFast
+
+    Array = numpy.ndarray[Any, Any]
 
 _CUT, _NEXT = "\0", "\1"
 """Put between words, and between texts."""
 _SPACE = "\u2581"
 """What the tokenizer makes of a space."""
-_REACHES_ACROSS = re.compile(f"[^ {_SPACE}][ {_SPACE}]|[^\n]\n|\n[^\n]")
+_BETWEEN = "\ud800"
+"""Half a character, which no token holds."""
+_REACHES_ACROSS = re.compile(f"[^ {_SPACE}{_BETWEEN}][ {_SPACE}]|[^\n{_BETWEEN}]\n|\n[^\n{_BETWEEN}]")
 _MOST_REACHING = 8
 """Tokens that reach across words in a vocabulary that is still cut; Gemma 3's has one."""
 _MOST_KEPT, _LONGEST_KEPT = 200_000, 32
@@ -34,7 +39,7 @@ Whole = Callable[[list[str]], list[list[int]]]
 
 def encode_by_words(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerFast", whole: Whole
-) -> list[list[int]]:
+) -> "list[Array]":
     """Tokenise texts, many of them by their words.
 
     Args:
@@ -43,10 +48,10 @@ def encode_by_words(
         whole: Tokenises texts as they are with this tokenizer.
 
     Returns:
-        What `whole` would return.
+        The ids that `whole` would give, of numpy's type int32.
     """
     if sum(map(len, texts)) < _WORTH:
-        return whole(list(texts))
+        return _arrays(whole(list(texts)))
     backend = tokenizer.backend_tokenizer
     words = _KNOWN.get(tokenizer)
     if words is None or words.size != backend.get_vocab_size():
@@ -66,16 +71,16 @@ class Words:
         self._marks = (_CUT, _NEXT, _SPACE, *(reaching or ()))
         self._ids: dict[str, list[int]] = {}
 
-    def encode(self, texts: Sequence[str], whole: Whole) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], whole: Whole) -> "list[Array]":
         """Tokenise texts, with `whole` for what is not known yet."""
         as_one = [not self.applies or any(mark in text for mark in self._marks) for text in texts]
-        ones = iter(whole(list(compress(texts, as_one))))
+        ones = iter(_arrays(whole(list(compress(texts, as_one)))))
         others = iter(
             self._encode_words([text for text, one in zip(texts, as_one, strict=True) if not one], whole)
         )
         return [next(ones if one else others) for one in as_one]
 
-    def _encode_words(self, texts: list[str], whole: Whole) -> list[list[int]]:
+    def _encode_words(self, texts: list[str], whole: Whole) -> "list[Array]":
         import numpy as np
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -93,7 +98,7 @@ class Words:
         starts = (np.cumsum(lengths) - lengths)[order]
         places = np.arange(ends[-1]) + np.repeat(starts - (ends - sizes), sizes)
         bounds = np.concatenate([[0], ends])[words.offsets.to_numpy()].tolist()
-        found = ids[places].tolist()
+        found = ids[places]
         return [found[start:end] for start, end in pairwise(bounds)]
 
     def _look_up(self, words: list[str], whole: Whole) -> list[list[int]]:
@@ -104,6 +109,12 @@ class Words:
             self._ids.clear()
         self._ids.update((word, ids) for word, ids in found.items() if len(word) <= _LONGEST_KEPT)
         return known
+
+
+def _arrays(rows: list[list[int]]) -> "list[Array]":
+    import numpy as np
+
+    return [np.array(row, np.int32) for row in rows]
 
 
 _KNOWN: "WeakKeyDictionary[PreTrainedTokenizerFast, Words]" = WeakKeyDictionary()
@@ -141,11 +152,13 @@ def _settings(part: Any, *ignored: str) -> dict[str, Any]:
     return {name: value for name, value in state.items() if name not in ignored}
 
 
-def _find_reaching(backend: Any) -> tuple[str, ...]:
-    """List the texts of the tokens that reach from one word into another."""
-    vocabulary = "\2".join(backend.get_vocab())
-    if not _REACHES_ACROSS.search(vocabulary):
-        return ()
-    return tuple(
-        token.replace(_SPACE, " ") for token in vocabulary.split("\2") if _REACHES_ACROSS.search(token)
-    )
+def _find_reaching(backend: Any) -> set[str]:
+    """Find the texts of the tokens that reach from one word into another; if they are many, some of them."""
+    vocabulary = _BETWEEN.join(["", *backend.get_vocab(), ""])
+    found: set[str] = set()
+    for match in _REACHES_ACROSS.finditer(vocabulary):
+        start, end = vocabulary.rindex(_BETWEEN, 0, match.start()), vocabulary.index(_BETWEEN, match.start())
+        found.add(vocabulary[start + 1 : end].replace(_SPACE, " "))
+        if len(found) > _MOST_REACHING:
+            break
+    return found
