@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from gemma_ft.errors import DataError
+
 logger = logging.getLogger("gemma_ft")
 
 
@@ -39,6 +41,22 @@ def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="gemma_ft-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def room_for(what: str, folder: Path) -> Iterator[None]:
+    """Tell in one line that something could not be written into a folder of the cache.
+
+    Raises:
+        DataError: The disk is full, or refuses.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot hold {what} ({error.strerror or error}). "
+            "Free some space there, or set XDG_CACHE_HOME to another disk."
+        ) from error
 
 
 @contextmanager

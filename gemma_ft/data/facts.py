@@ -13,7 +13,6 @@ from gemma_ft.data.tokens.encoding import TokenRules
 if TYPE_CHECKING:
     import datasets
     import numpy
-    from transformers import PreTrainedTokenizerFast
 
     Array = numpy.ndarray[Any, Any]
 
@@ -25,7 +24,6 @@ def describe_data(
     origins: "Array",
     held_out: "datasets.Dataset | None",
     packed: "datasets.Dataset | None",
-    tokenizer: "PreTrainedTokenizerFast",
     rules: TokenRules,
     seed: int,
 ) -> dict[str, Any]:
@@ -38,17 +36,16 @@ def describe_data(
         origins: The number of the source that each of them is from.
         held_out: The rows that are evaluated.
         packed: The sequences that the training rows are packed into, if they are.
-        tokenizer: Made the tokens.
         rules: How rows became tokens.
         seed: Chose the held-out rows.
     """
-    counts = _token_counts(rows)
+    counts, report = _token_counts(rows), parts[0].train.report
     return {
         **_source_facts(dataset, parts),
         "loss_on": dataset.loss_on.value,
         "plain_text": _sum(parts, "plain_text") == _sum(parts, "examples"),
-        "tokenizer_sha256": _sha256(tokenizer.backend_tokenizer.to_str()),
-        "template_sha256": _sha256(str(tokenizer.chat_template)),
+        "tokenizer_sha256": report["tokenizer_sha256"],
+        "template_sha256": report["contract"]["template_sha256"],
         "max_length": rules.max_length,
         "seed": seed,
         **_row_counts(dataset, parts, held_out),
@@ -58,7 +55,7 @@ def describe_data(
         "unused_columns": sorted({name for part in parts for name in part.train.report["unused_columns"]}),
         "packing": describe_packing(packed, counts["tokens"], rules.max_length) if packed else None,
         "mixture": _mixture(parts, rows, origins) if dataset.mixture else None,
-        "contract": parts[0].train.report["contract"],
+        "contract": report["contract"],
     }
 
 

@@ -4,9 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_ft.cache import one_at_a_time
+from gemma_ft.cache import one_at_a_time, room_for
 from gemma_ft.data.sources.hub_rows import quiet_datasets
-from gemma_ft.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -34,27 +33,25 @@ def pack(rows: "datasets.Dataset", max_length: int, folder: Path) -> "datasets.D
 
     key = hashlib.sha256(f"{rows._fingerprint} {max_length} {trl.__version__}".encode()).hexdigest()[:32]
     file = folder / f"packed-{key}.arrow"
+    turn = one_at_a_time(file.with_suffix(".lock"), "packing the same rows")
+    with room_for("the packed sequences", folder), turn, quiet_datasets():
+        try:
+            return _pack(rows, max_length, file, key)
+        except pyarrow.ArrowInvalid:  # a file that a crash of the machine left torn
+            file.unlink()
+            return _pack(rows, max_length, file, key)
 
-    def packed() -> "datasets.Dataset":
-        return trl.pack_dataset(
-            rows.select_columns(list(TOKEN_COLUMNS)),
-            max_length,
-            strategy="bfd",
-            map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
-        )
 
-    try:
-        with one_at_a_time(file.with_suffix(".lock"), "packing the same rows"), quiet_datasets():
-            try:
-                return packed()
-            except pyarrow.ArrowInvalid:  # a file that a crash of the machine left torn
-                file.unlink()
-                return packed()
-    except OSError as error:
-        raise DataError(
-            f"{folder} cannot hold the packed sequences ({error.strerror or error}). "
-            "Free some space there, or set XDG_CACHE_HOME to another disk."
-        ) from error
+def _pack(rows: "datasets.Dataset", max_length: int, file: Path, key: str) -> "datasets.Dataset":
+    import trl
+
+    packed: datasets.Dataset = trl.pack_dataset(
+        rows.select_columns(list(TOKEN_COLUMNS)),
+        max_length,
+        strategy="bfd",
+        map_kwargs={"cache_file_name": str(file), "new_fingerprint": key},
+    )
+    return packed
 
 
 def describe_packing(packed: "datasets.Dataset", tokens: int, max_length: int) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def load_parts(dataset: DatasetConfig, tokenizer: "PreTrainedTokenizerFast", rul
     import numpy as np
 
     check_library(dataset.near_duplicates)
+    state = tokenizer.backend_tokenizer.to_str()  # tens of megabytes: hashed once for all sources
+    tokenizer_sha256 = hashlib.sha256(state.encode("utf-8")).hexdigest()
     parts = []
     for prefix, rows in row_parts(dataset).items():
         source = open_source(rows, prefix)
@@ -93,6 +95,7 @@ def load_parts(dataset: DatasetConfig, tokenizer: "PreTrainedTokenizerFast", rul
             most=rows.max_rows,
             dataset=dataset,
             tokenizer=tokenizer,
+            tokenizer_sha256=tokenizer_sha256,
             rules=rules,
         )
         train = load_tokens(job)

@@ -90,13 +90,11 @@ def prepare_data(
     rows, origins = _training_rows(parts, dataset, seed)
     held_out = _held_out_rows(parts, dataset, seed)
     folder = parts[0].train.dropped.parent
-    train = pack(rows, max_length, folder) if packing else rows.select_columns(list(TOKEN_COLUMNS))
+    train = _as_read(rows, max_length, folder, packing=packing)
     packed = train if packing else None
-    facts = describe_data(dataset, parts, rows, origins, held_out, packed, tokenizer, rules, seed)
+    facts = describe_data(dataset, parts, rows, origins, held_out, packed, rules, seed)
     if held_out is not None:
-        held_out = (
-            pack(held_out, max_length, folder) if packing else held_out.select_columns(list(TOKEN_COLUMNS))
-        )
+        held_out = _as_read(held_out, max_length, folder, packing=packing)
     dropped = [stored.dropped for part in parts for stored in (part.train, part.held_out) if stored]
     return PreparedData(
         rows=rows,
@@ -106,6 +104,11 @@ def prepare_data(
         dropped=tuple(dropped),
         parts=tuple(parts),
     )
+
+
+def _as_read(rows: "datasets.Dataset", max_length: int, folder: Path, *, packing: bool) -> "datasets.Dataset":
+    """Give rows the form that the trainer reads."""
+    return pack(rows, max_length, folder) if packing else rows.select_columns(list(TOKEN_COLUMNS))
 
 
 def _training_rows(

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_ft.cache import one_at_a_time, writable_cache
+from gemma_ft.cache import one_at_a_time, room_for, writable_cache
 from gemma_ft.data.holdout import DIGEST_BYTES
 from gemma_ft.data.sources.opening import identify_split
 from gemma_ft.data.tokenise import COLUMNS, TokenJob, tokenise
@@ -80,7 +80,7 @@ def _facts(job: TokenJob) -> dict[str, Any]:
     return {
         "code": _code_sha256(),
         "tokenizers": tokenizers.__version__,
-        "tokenizer": hashlib.sha256(job.tokenizer.backend_tokenizer.to_str().encode("utf-8")).hexdigest(),
+        "tokenizer": job.tokenizer_sha256,
         "template": job.tokenizer.chat_template,
         "rules": asdict(job.rules),
         "control_tokens": job.dataset.control_tokens,
@@ -110,18 +110,14 @@ def _build(folder: Path, job: TokenJob) -> None:
         shutil.rmtree(abandoned, ignore_errors=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        report = tokenise(job, rows_file=beside / _ROWS, dropped_file=beside / _DROPPED)
-        (beside / _REPORT).write_text(json.dumps(report), encoding="utf-8")
-        for file in beside.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
-        os.rename(beside, folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder.parent} cannot hold the tokens ({error.strerror or error}). "
-            "Free some space there, or set XDG_CACHE_HOME to another disk."
-        ) from error
+        with room_for("the tokens", folder.parent):
+            report = tokenise(job, rows_file=beside / _ROWS, dropped_file=beside / _DROPPED)
+            (beside / _REPORT).write_text(json.dumps(report), encoding="utf-8")
+            for file in beside.iterdir():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+            shutil.rmtree(folder, ignore_errors=True)  # one that could not be read
+            os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

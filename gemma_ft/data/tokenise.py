@@ -59,6 +59,8 @@ class TokenJob:
     """The keys of the whole data set."""
     tokenizer: "PreTrainedTokenizerFast"
     """One that `check_tokenizer` let pass."""
+    tokenizer_sha256: str
+    """Hash of everything that the tokenizer does."""
     rules: TokenRules
 
 
@@ -92,7 +94,7 @@ def tokenise(job: TokenJob, *, rows_file: Path, dropped_file: Path) -> dict[str,
                 writer.write_batch(table)
                 written += table.num_rows
                 account.tell()
-    return account.report() | {"rows": written}
+    return account.report() | {"rows": written, "tokenizer_sha256": job.tokenizer_sha256}
 
 
 class _Reader(Iterator[tuple[str, Example, bytes]]):
