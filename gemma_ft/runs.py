@@ -57,7 +57,10 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
+        self.trained_record = self.path / "trained.json"
         self.merged = self.path / "merged"
+        self.certificate_rows = self.path / "certificate_rows.json"
+        self.certificate = self.path / "certificate.json"
         self._lock: TextIO | None = None
 
     @property

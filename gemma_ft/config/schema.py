@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from gemma_ft.config.dataset import DatasetConfig
+from gemma_ft.config.export import ExportConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.families import LINEAR_LAYERS
 
@@ -56,13 +57,6 @@ class TrackingMethod(StrEnum):
 
     none = "none"
     wandb = "wandb"
-
-
-class ExportMethod(StrEnum):
-    """What is written when training is done."""
-
-    none = "none"
-    merged = "merged"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -175,37 +169,6 @@ class TrackingConfig:
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
         return []
-
-
-@dataclass(kw_only=True, slots=True)
-class ExportConfig:
-    """The checkpoint written after training, and by the export command."""
-
-    method: ExportMethod = ExportMethod.merged
-    """none, or merged: base and adapter as one checkpoint that loads anywhere."""
-    max_shard_size: str = "5GB"
-    """Largest safetensors file, as a number with MB or GB (powers of ten)."""
-
-    def problems(self) -> list[str]:
-        """List what cannot work in this section."""
-        try:
-            self.shard_bytes()
-        except ValueError:
-            return [f"export.max_shard_size={self.max_shard_size} is no size. Write it like 5GB or 500MB."]
-        return []
-
-    def shard_bytes(self) -> int:
-        """Return the largest shard in bytes.
-
-        Raises:
-            ValueError: The text is no positive number with MB or GB.
-        """
-        text = self.max_shard_size.strip().upper()
-        scale = {"MB": 10**6, "GB": 10**9}.get(text[-2:])
-        size = int(float(text[:-2]) * scale) if scale else 0
-        if size < 1:
-            raise ValueError(self.max_shard_size)
-        return size
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import load_config
-from gemma_ft.config.schema import ExportMethod, RunConfig
+from gemma_ft.config.export import ExportMethod
+from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import ConfigError, RunError
-from gemma_ft.exporting.card import Origin
-from gemma_ft.exporting.folder import export_checkpoint
+from gemma_ft.exporting.folder.card import Origin
+from gemma_ft.exporting.folder.checkpoint import export_checkpoint
 from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
     Raises:
         GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
     """
-    from gemma_ft.exporting.contract import check_contract
+    from gemma_ft.exporting.folder.contract import check_contract
     from gemma_ft.modeling.checkpoint import fetch_weights, find_checkpoint
 
     if not run.trained.is_dir():

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
-from gemma_ft.config.schema import AdapterMethod, Attention, ExportMethod, RunConfig
+from gemma_ft.config.export import ExportMethod
+from gemma_ft.config.schema import AdapterMethod, Attention, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded

@@ -188,7 +188,10 @@ def test_cfg_job_refuses_what_would_not_run(capsys):
 
 def test_cfg_job_can_show_one_section(capsys):
     assert cli.main(["recipe=quickstart", "--cfg", "job", "--package", "export"]) == 0
-    assert capsys.readouterr().out == "method: merged\nmax_shard_size: 5GB\n"
+    assert capsys.readouterr().out == (
+        "method: merged\nbase: trained\ncertificate: full\nmax_shard_size: 5GB\n"
+        "formats: []\npush_to_hub: null\nprivate: true\n"
+    )
 
 
 def names(trained):

@@ -6,7 +6,8 @@ import pytest
 
 from gemma_ft.config.catalog import GROUPS, default_choices, load_options, load_recipes, recipes_dir
 from gemma_ft.config.compose import compose, config_yaml, load_config
-from gemma_ft.config.schema import AdapterMethod, ExportMethod, QuantizationMethod, RunConfig
+from gemma_ft.config.export import ExportMethod
+from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import ConfigError
 
 RECIPES = [recipe.name for recipe in load_recipes()]

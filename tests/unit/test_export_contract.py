@@ -10,9 +10,9 @@ from data_tokenizer import build_tokenizer, find_tokenizers, load_folder
 
 from gemma_ft.data.tokens.contract import find_fault, sample_sha256
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.contract import check_contract
-from gemma_ft.exporting.tokenizer_files import special_token_ids
-from gemma_ft.exporting.turn_tokens import register_turn_tokens
+from gemma_ft.exporting.folder.contract import check_contract
+from gemma_ft.exporting.folder.tokenizer_files import special_token_ids
+from gemma_ft.exporting.folder.turn_tokens import register_turn_tokens
 from gemma_ft.families import FAMILIES
 
 GEMMA1 = FAMILIES[0]

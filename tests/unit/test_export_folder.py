@@ -20,10 +20,10 @@ from export_models import (
 )
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting import folder as folder_module
-from gemma_ft.exporting import row_changes
-from gemma_ft.exporting.card import Origin
-from gemma_ft.exporting.folder import export_checkpoint
+from gemma_ft.exporting.folder import checkpoint as folder_module
+from gemma_ft.exporting.folder.card import Origin
+from gemma_ft.exporting.folder.checkpoint import export_checkpoint
+from gemma_ft.exporting.merging import row_changes
 from gemma_ft.families import GEMMA_NOTICE, load_chat_template
 
 ORIGIN = Origin(
@@ -251,7 +251,7 @@ def test_disk_that_fills_up_in_the_middle_is_told_in_one_line(base, adapter, mer
     def fill(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gemma_ft.exporting.merge.copy_tensor", fill)
+    monkeypatch.setattr("gemma_ft.exporting.merging.merge.copy_tensor", fill)
     with pytest.raises(ExportError, match=r"merged does not fit on its disk. Free some space"):
         export(base, adapter, merged)
     assert not list(merged.parent.glob("merged*"))
@@ -289,7 +289,7 @@ def test_lost_tensor_is_found(base, adapter, merged, monkeypatch):
             shard_folder / "model.safetensors", lambda tensors: (tensors.pop("model.norm.weight"), tensors)[1]
         )
 
-    monkeypatch.setattr("gemma_ft.exporting.merge.write_index", forget)
+    monkeypatch.setattr("gemma_ft.exporting.merging.merge.write_index", forget)
     with pytest.raises(ExportError, match=r"was written, but model.norm.weight is not where it should be"):
         export(base, adapter, merged, shard_bytes=10**9)
     assert not merged.exists()

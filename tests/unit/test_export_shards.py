@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from gemma_ft.exporting.shards import header_of, plan_shards
-from gemma_ft.exporting.tensor_files import StoredTensor
+from gemma_ft.exporting.merging.shards import header_of, plan_shards
+from gemma_ft.exporting.merging.tensor_files import StoredTensor
 
 
 def tensor(name, elements, dtype="BF16"):

@@ -8,9 +8,9 @@ import yaml
 from export_models import FAMILY_BY_TYPE, write_tokenizer
 from test_export_folder import ORIGIN
 
-from gemma_ft.exporting.card import build_card, build_notice
-from gemma_ft.exporting.model_config import export_config, export_generation_config
-from gemma_ft.exporting.tokenizer_files import special_token_ids
+from gemma_ft.exporting.folder.card import build_card, build_notice
+from gemma_ft.exporting.folder.model_config import export_config, export_generation_config
+from gemma_ft.exporting.folder.tokenizer_files import special_token_ids
 from gemma_ft.families import GEMMA_NOTICE
 
 GEMMA1, GEMMA2, GEMMA3 = (FAMILY_BY_TYPE[name] for name in ("gemma", "gemma2", "gemma3_text"))

@@ -16,8 +16,8 @@ from export_models import (
 )
 from safetensors import safe_open
 
-from gemma_ft.exporting import row_changes
-from gemma_ft.exporting.merge import merge_checkpoint
+from gemma_ft.exporting.merging import row_changes
+from gemma_ft.exporting.merging.merge import merge_checkpoint
 
 GB = 10**9
 

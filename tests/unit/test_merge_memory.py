@@ -11,8 +11,8 @@ ROWS, COLUMNS, LAYERS = 16384, 2048, 4
 MERGE = """
 import sys, torch
 from pathlib import Path
-from gemma_ft.exporting import row_changes
-from gemma_ft.exporting.merge import merge_checkpoint
+from gemma_ft.exporting.merging import row_changes
+from gemma_ft.exporting.merging.merge import merge_checkpoint
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024

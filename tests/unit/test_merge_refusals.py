@@ -8,8 +8,8 @@ import torch
 from export_models import build_adapter, build_base, edit_json, edit_tensors
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.adapter_config import OBEYED, REFUSED, WITHOUT_EFFECT, check_adapter_config
-from gemma_ft.exporting.merge import merge_checkpoint
+from gemma_ft.exporting.merging.adapter_config import OBEYED, REFUSED, WITHOUT_EFFECT, check_adapter_config
+from gemma_ft.exporting.merging.merge import merge_checkpoint
 
 UP = "base_model.model.model.layers.1.mlp.up_proj"
 

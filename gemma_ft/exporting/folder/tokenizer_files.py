@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ft import families
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.tensor_files import read_json
+from gemma_ft.exporting.merging.tensor_files import read_json
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 TEMPLATE_FILE = "chat_template.jinja"

@@ -6,7 +6,7 @@ from pathlib import Path
 from gemma_ft.data.tokens.contract import find_fault, sample_sha256
 from gemma_ft.data.tokens.turns import control_ids, stop_ids
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.tensor_files import read_json
+from gemma_ft.exporting.merging.tensor_files import read_json
 from gemma_ft.families import BOS, Family
 
 logger = logging.getLogger("gemma_ft")

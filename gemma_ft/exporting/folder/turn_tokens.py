@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.exporting.tensor_files import read_json
-from gemma_ft.exporting.tokenizer_files import turn_ids
+from gemma_ft.exporting.folder.tokenizer_files import turn_ids
+from gemma_ft.exporting.merging.tensor_files import read_json
 from gemma_ft.families import END_OF_TURN, START_OF_TURN
 
 _TURNS = (START_OF_TURN, END_OF_TURN)

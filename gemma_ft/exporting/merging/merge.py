@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.adapter import ADAPTER_CONFIG, LoraUpdate, read_adapter
-from gemma_ft.exporting.shards import (
+from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG, read_adapter
+from gemma_ft.exporting.merging.changes import Change, LoraUpdate
+from gemma_ft.exporting.merging.shards import (
     Shard,
     check_written,
     copy_tensor,
@@ -18,7 +19,7 @@ from gemma_ft.exporting.shards import (
     plan_shards,
     write_index,
 )
-from gemma_ft.exporting.tensor_files import (
+from gemma_ft.exporting.merging.tensor_files import (
     FLOAT_NAMES,
     StoredTensor,
     read_checkpoint,
@@ -29,9 +30,6 @@ from gemma_ft.exporting.tensor_files import (
 _HEAD = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 _SPARE_BYTES = 100_000_000  # tokenizer, configuration, card
-
-Change = LoraUpdate | StoredTensor
-"""What happens to a tensor of the base: an adapter's update, or a full fine-tune's tensor in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ def write_merge(plan: MergePlan, destination: Path, *, shard_bytes: int) -> Merg
     Raises:
         ExportError: The disk is too small, a result is not finite, or the files read back differently.
     """
-    from gemma_ft.exporting.row_changes import one_thread
+    from gemma_ft.exporting.merging.row_changes import one_thread
 
     total = sum(tensor.nbytes for tensor in plan.tensors.values())
     if destination.exists() and any(destination.iterdir()):
@@ -183,9 +181,11 @@ def _write_shard(plan: MergePlan, shard: Shard, folder: Path) -> int:
 
 def _write_changed(source: FileIO, tensor: StoredTensor, change: Change, target: FileIO) -> bool:
     """Write one tensor block by block and say whether it differs from the base's."""
-    from gemma_ft.exporting.row_changes import LoraRows, TrainedRows, write_rows
+    from gemma_ft.exporting.merging.row_changes import LoraRows, TrainedRows, write_rows
 
     if isinstance(change, LoraUpdate):
         return write_rows(source, tensor, LoraRows(change), target)
+    if not isinstance(change, StoredTensor):
+        raise NotImplementedError(type(change).__name__)
     with FileIO(change.path) as file:
         return write_rows(source, tensor, TrainedRows(change, file), target)

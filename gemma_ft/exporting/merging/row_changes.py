@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.adapter import LoraUpdate
-from gemma_ft.exporting.shards import write_all
-from gemma_ft.exporting.tensor_files import FLOAT_NAMES, StoredTensor, load_tensor, read_into
+from gemma_ft.exporting.merging.changes import LoraUpdate
+from gemma_ft.exporting.merging.shards import write_all
+from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, StoredTensor, load_tensor, read_into
 
 BLOCK_ELEMENTS = 1 << 18  # the block, its float32 form and the adapter's rows stay in the processor's cache
 _FEWEST_ROWS = 16

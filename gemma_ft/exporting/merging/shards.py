@@ -11,7 +11,13 @@ from io import FileIO
 from pathlib import Path
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.tensor_files import INDEX_FILE, SINGLE_FILE, StoredTensor, read_checkpoint, read_into
+from gemma_ft.exporting.merging.tensor_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    read_checkpoint,
+    read_into,
+)
 
 _HEADER_START = len('{"__metadata__":{"format":"pt"}}') + 16  # length field and padding included
 _COPIED_BYTES = 1 << 20

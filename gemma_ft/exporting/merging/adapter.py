@@ -2,12 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.adapter_config import AdapterSettings, check_adapter_config
-from gemma_ft.exporting.tensor_files import FLOAT_NAMES, StoredTensor, load_tensor, read_header, read_json
+from gemma_ft.exporting.merging.adapter_config import AdapterSettings, check_adapter_config
+from gemma_ft.exporting.merging.changes import LoraUpdate
+from gemma_ft.exporting.merging.tensor_files import (
+    FLOAT_NAMES,
+    StoredTensor,
+    load_tensor,
+    read_header,
+    read_json,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -16,19 +22,6 @@ _KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)(?:\.weight)?"
 )
 _A, _B, _MAGNITUDE = "lora_A.weight", "lora_B.weight", "lora_magnitude_vector"
-
-
-@dataclass(frozen=True, slots=True)
-class LoraUpdate:
-    """What an adapter adds to one linear layer: scale * B @ A, and with DoRA a length for each row."""
-
-    a: StoredTensor
-    """Shape (rank, inputs)."""
-    b: StoredTensor
-    """Shape (outputs, rank)."""
-    magnitude: StoredTensor | None
-    """Shape (outputs,); None without DoRA."""
-    scale: float
 
 
 def read_adapter(folder: Path, base: Mapping[str, StoredTensor]) -> dict[str, LoraUpdate]:

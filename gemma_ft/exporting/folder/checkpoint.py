@@ -1,28 +1,25 @@
 """The exported folder: weights and all that goes with them, whole under its name or not there at all."""
 
-import errno
 import filecmp
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.card import Origin, build_card, build_notice
-from gemma_ft.exporting.merge import MergePlan, MergeReport, plan_merge, write_merge
-from gemma_ft.exporting.model_config import export_config, export_generation_config
-from gemma_ft.exporting.shards import copy_file, write_text
-from gemma_ft.exporting.tensor_files import FLOAT_NAMES, read_json
-from gemma_ft.exporting.tokenizer_files import (
+from gemma_ft.exporting.folder.card import Origin, build_card, build_notice
+from gemma_ft.exporting.folder.model_config import export_config, export_generation_config
+from gemma_ft.exporting.folder.tokenizer_files import (
     TEMPLATE_FILE,
     TOKENIZER_FILES,
     has_chat_template,
     special_token_ids,
     tokenizer_files,
 )
-from gemma_ft.exporting.turn_tokens import register_turn_tokens
+from gemma_ft.exporting.folder.turn_tokens import register_turn_tokens
+from gemma_ft.exporting.folder.whole import whole_folder
+from gemma_ft.exporting.merging.merge import MergePlan, MergeReport, plan_merge, write_merge
+from gemma_ft.exporting.merging.shards import copy_file, write_text
+from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, read_json
 from gemma_ft.families import Family, load_chat_template
 
 
@@ -58,7 +55,7 @@ def export_checkpoint(
     plan = plan_merge(base, trained)
     texts = _companions(base, plan, family, origin)
     copied = [name for name in tokenizer_files(base) if name not in texts]
-    with _whole_folder(destination) as partial:
+    with whole_folder(destination) as partial:
         report = write_merge(plan, partial, shard_bytes=shard_bytes)
         for name in copied:
             copy_file(base / name, partial / name)
@@ -89,57 +86,6 @@ def _replaceable(folder: Path) -> bool:
     own = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README.md", "NOTICE"}
     names = [path.name for path in folder.iterdir()]
     return all(name in own or name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
-
-
-@contextmanager
-def _whole_folder(destination: Path) -> Iterator[Path]:
-    """Hand out a folder beside the destination, which takes its name when the block ends well."""
-    partial = destination.with_name(f"{destination.name}.partial")
-    replaced = destination.with_name(f"{destination.name}.replaced")
-    _restore(replaced, destination)  # where an export was cut between its last two steps
-    _discard(replaced, partial)
-    try:
-        yield partial
-        _sync_folder(partial)
-        if destination.exists():
-            destination.rename(replaced)
-        partial.rename(destination)
-        _sync_folder(destination.parent)
-    except BaseException as problem:
-        _restore(replaced, destination)
-        _remove(partial)
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ExportError(f"{destination} does not fit on its disk. Free some space.") from problem
-        raise
-    _discard(replaced, partial)
-
-
-def _restore(replaced: Path, destination: Path) -> None:
-    if replaced.exists() and not destination.exists():
-        replaced.rename(destination)
-
-
-def _discard(replaced: Path, partial: Path) -> None:
-    """Remove both, and never leave half of the replaced folder where it would be taken for whole."""
-    _remove(partial)
-    if replaced.exists():
-        replaced.rename(partial)
-        _remove(partial)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> dict[str, str]:

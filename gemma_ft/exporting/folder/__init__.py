@@ -1,0 +1,1 @@
+"""The exported folder: weights and all that goes with them."""

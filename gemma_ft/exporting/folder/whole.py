@@ -1,0 +1,69 @@
+"""A folder that is whole under its name, or not there at all."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gemma_ft.errors import ExportError
+
+
+@contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """Hand out a folder beside the destination, which takes its name when the block ends well.
+
+    What stood under the name is replaced then, and is still there where the block fails or is cut. Another
+    process must not be at work on the same destination.
+
+    Raises:
+        ExportError: The disk is full; what was written is removed.
+    """
+    partial = destination.with_name(f"{destination.name}.partial")
+    replaced = destination.with_name(f"{destination.name}.replaced")
+    _restore(replaced, destination)  # where an export was cut between its last two steps
+    _discard(replaced, partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _sync_folder(partial)
+        if destination.exists():
+            destination.rename(replaced)
+        partial.rename(destination)
+        _sync_folder(destination.parent)
+    except BaseException as problem:
+        _restore(replaced, destination)
+        _remove(partial)
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(f"{destination} does not fit on its disk. Free some space.") from problem
+        raise
+    _discard(replaced, partial)
+
+
+def _restore(replaced: Path, destination: Path) -> None:
+    if replaced.exists() and not destination.exists():
+        replaced.rename(destination)
+
+
+def _discard(replaced: Path, partial: Path) -> None:
+    """Remove both, and never leave half of the replaced folder where it would be taken for whole."""
+    _remove(partial)
+    if replaced.exists():
+        replaced.rename(partial)
+        _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

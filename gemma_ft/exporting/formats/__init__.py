@@ -1,0 +1,1 @@
+"""Further formats of an exported checkpoint, written through well-kept libraries."""
