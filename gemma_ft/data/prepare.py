@@ -35,6 +35,8 @@ class PreparedData:
     """The same as the trainer reads them: input_ids and labels, packed with seq_lengths."""
     held_out: "datasets.Dataset | None"
     """Rows or packed sequences that are never trained on."""
+    held_out_rows: "datasets.Dataset | None"
+    """The same rows one by one."""
     facts: dict[str, Any]
     """Where the rows came from, how many there are and what they hash to; for data.json."""
     dropped: tuple[Path, ...]
@@ -88,18 +90,20 @@ def prepare_data(
     for part in parts:
         check_left(part, dataset, rules)
     rows, origins = _training_rows(parts, dataset, seed)
-    held_out = _held_out_rows(parts, dataset, seed)
+    held_out_rows = _held_out_rows(parts, dataset, seed)
     folder = parts[0].train.dropped.parent
     train = _as_read(rows, max_length, folder, packing=packing)
     packed = train if packing else None
-    facts = describe_data(dataset, parts, rows, origins, held_out, packed, rules, seed)
-    if held_out is not None:
-        held_out = _as_read(held_out, max_length, folder, packing=packing)
+    facts = describe_data(dataset, parts, rows, origins, held_out_rows, packed, rules, seed)
+    held_out = None
+    if held_out_rows is not None:
+        held_out = _as_read(held_out_rows, max_length, folder, packing=packing)
     dropped = [stored.dropped for part in parts for stored in (part.train, part.held_out) if stored]
     return PreparedData(
         rows=rows,
         train=train,
         held_out=held_out,
+        held_out_rows=held_out_rows,
         facts=facts,
         dropped=tuple(dropped),
         parts=tuple(parts),

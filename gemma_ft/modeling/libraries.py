@@ -23,9 +23,7 @@ def quiet_libraries() -> None:
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # the variable is read at import only
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    _refuse_hub_kernels()
-    # int8 casts its inputs to fp16 by design, and bitsandbytes says so at every layer of every step
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     # peft 0.21 reads a name that transformers 5.23 has renamed; needless once peft reads the new one
     warnings.filterwarnings(
         "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
@@ -38,15 +36,17 @@ def _says_what_a_user_can_act_on(record: logging.LogRecord) -> bool:
     return "has new PAD/BOS/EOS tokens" not in str(record.msg)
 
 
-def _refuse_hub_kernels() -> None:
-    """Keep bitsandbytes 0.50 from fetching compiled code from the hub when it is imported.
+def quiet_bitsandbytes() -> None:
+    """Keep bitsandbytes 0.50 from fetching compiled code from the hub when it is imported, and from chatter.
 
     On processors with AVX512-BF16 it asks the hub for a kernel where the `kernels` package is installed, and
-    warns where it is not. Needless once it asks only when told to.
+    warns where it is not. Needless once it asks only when told to. Call it before the import.
     """
     if "kernels" not in sys.modules:
         sys.modules["kernels"] = None  # type: ignore[assignment]
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # int8 casts its inputs to fp16 by design, and bitsandbytes says so at every layer of every step
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def keep_4bit_weights_as_they_are(model: "PreTrainedModel") -> None:
