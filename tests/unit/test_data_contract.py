@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 
 import pytest
 from data_tokenizer import build_tokenizer, find_tokenizers, load_folder
@@ -309,20 +308,6 @@ def test_a_stored_row_that_breaks_the_contract_is_named(tokenizer, spoil, fault)
         r"Please report it with this row\.$",
     ):
         check_rows(rows_of(tokenizer, ids, labels), tokenizer)
-
-
-def test_checking_rows_costs_little_beside_making_them(tokenizer):
-    talks = [Conversation(tuple(turns), told) for told, turns in make_talks(1500, exchanges=8)]
-    start = time.perf_counter()
-    rows = [row for (row,) in encode_batch(talks, tokenizer, rules())]
-    made = time.perf_counter() - start
-    batch = rows_of(tokenizer, [row.input_ids for row in rows], [row.labels for row in rows])
-    checked = []
-    for _ in range(3):
-        start = time.perf_counter()
-        check_rows(batch, tokenizer)
-        checked.append(time.perf_counter() - start)
-    assert min(checked) < 0.05 * made
 
 
 def test_the_contract_is_stated_with_ids_hashes_and_the_departure(tokenizer):
