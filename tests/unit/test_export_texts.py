@@ -6,19 +6,41 @@ from dataclasses import replace
 import pytest
 import yaml
 from export_models import FAMILY_BY_TYPE, write_tokenizer
-from test_export_folder import ORIGIN
 
-from gemma_ft.exporting.folder.card import build_card, build_notice
+from gemma_ft.exporting.folder.card import Origin, build_card
 from gemma_ft.exporting.folder.model_config import export_config, export_generation_config
+from gemma_ft.exporting.folder.notice import build_adapter_notice, build_notice
 from gemma_ft.exporting.folder.tokenizer_files import special_token_ids
 from gemma_ft.families import GEMMA_NOTICE
 
 GEMMA1, GEMMA2, GEMMA3 = (FAMILY_BY_TYPE[name] for name in ("gemma", "gemma2", "gemma3_text"))
 TOKENS = {"eos": 1, "end_of_turn": 107, "bos": 2, "pad": 0}
 
+ORIGIN = Origin(
+    name="quotes",
+    base_name="google/gemma-2b-it",
+    base_revision="abc123",
+    data={
+        "source": "hub",
+        "path": "Abirate/english_quotes",
+        "split": "train",
+        "rows_train": 90,
+        "rows_held_out": 10,
+    },
+    quantization="nf4",
+    adapter="lora",
+    held_out_loss=(3.5, 2.25),
+    day="2026-01-31",
+    recipe="python -m gemma_ft recipe=english_quotes seed=3",
+    settings={"adapter.rank": "8", "adapter.targets": "q_proj|k_proj"},
+    merged_onto="the base as it was trained on (nf4), dequantised",
+    certificate=("largest logit difference 0.03", "greedy answers equal: 8 of 8"),
+)
+
 
 def front_matter(card):
-    return yaml.safe_load(card.split("---")[1])
+    assert card.startswith("---\n")
+    return yaml.safe_load(card.split("\n---\n")[0])
 
 
 def test_config_of_today_gets_the_old_spellings():
@@ -161,7 +183,14 @@ def test_card_has_the_front_matter_of_the_hub():
         "base_model": "google/gemma-2b-it",
         "base_model_relation": "finetune",
         "datasets": ["Abirate/english_quotes"],
+        "tags": ["gemma_ft", "sft", "lora"],
     }
+
+
+@pytest.mark.parametrize("name", ["123/1e3", "no/yes", "a-b/null", "x/2026-01-31"])
+def test_front_matter_keeps_names_that_yaml_could_take_for_something_else(name):
+    front = front_matter(build_card(GEMMA1, replace(ORIGIN, base_name=name)))
+    assert front["base_model"] == name
 
 
 def test_card_tells_how_the_model_was_made():
@@ -169,19 +198,47 @@ def test_card_tells_how_the_model_was_made():
     assert "# quotes" in card
     assert "Gemma 1 fine-tuned from google/gemma-2b-it (revision abc123)." in card
     assert (
-        "low-rank adapters (lora) on a base quantised to nf4; then merged into the full-precision base"
-        in card
+        "low-rank adapters (lora) on a base quantised to nf4; then merged into the base as it was "
+        "trained on (nf4), dequantised" in card
     )
     assert "Abirate/english_quotes, split train, 90 rows trained on, 10 held out" in card
     assert "Held-out loss: 3.5000 before, 2.2500 after training" in card
+    assert "```sh\npython -m gemma_ft recipe=english_quotes seed=3\n```" in card
+    assert "| key | value |\n| --- | --- |\n| `adapter.rank` | 8 |\n" in card
+    assert "| `adapter.targets` | q_proj\\|k_proj |\n" in card
+
+
+def test_card_says_what_the_certificate_says_or_that_there_is_none():
+    assert "- largest logit difference 0.03\n- greedy answers equal: 8 of 8\n" in build_card(GEMMA1, ORIGIN)
+    card = build_card(GEMMA1, replace(ORIGIN, certificate=()))
+    assert "## Certificate\n\nNot certified: it was not compared with the model that was trained.\n" in card
+
+
+def test_full_fine_tune_is_not_said_to_be_merged():
+    origin = replace(ORIGIN, adapter="none", quantization="none", merged_onto="")
+    assert "- Trained: every weight (full fine-tuning)\n" in build_card(GEMMA1, origin)
+    assert front_matter(build_card(GEMMA1, origin))["tags"] == ["gemma_ft", "sft"]
+    notice = build_notice(GEMMA1, origin, template_added=False)
+    assert "run quotes, every weight (full fine-tuning), exported on 2026-01-31." in notice
 
 
 def test_local_paths_stay_out_of_card_and_notice(tmp_path):
     data = {"source": "local", "path": str(tmp_path / "rows.jsonl"), "rows_train": 3}
-    origin = replace(ORIGIN, base_name=str(tmp_path), base_revision=None, data=data, held_out_loss=None)
+    origin = replace(
+        ORIGIN,
+        base_name=str(tmp_path),
+        base_revision=None,
+        data=data,
+        held_out_loss=None,
+        recipe=f"python -m gemma_ft dataset.path={tmp_path}/rows.jsonl model.path='~/gemma' name=x",
+        settings={"adapter.path": str(tmp_path)},
+    )
     card, notice = build_card(GEMMA2, origin), build_notice(GEMMA2, origin, template_added=False)
     assert str(tmp_path) not in card + notice
-    assert front_matter(card).keys() == {"license", "library_name", "pipeline_tag"}
+    assert "python -m gemma_ft dataset.path=<local path> model.path='<local path>' name=x" in card
+    assert "| `adapter.path` | <local path> |" in card
+    assert "<https://ai.google.dev/gemma/terms>" in card
+    assert front_matter(card).keys() == {"license", "library_name", "pipeline_tag", "tags"}
     assert "fine-tuned from a local checkpoint" in card
     assert "Data: local files, 3 rows trained on" in card
     assert "Held-out loss" not in card
@@ -194,6 +251,22 @@ def test_local_folder_that_looks_like_a_hub_id_is_none(tmp_path, monkeypatch):
     assert replace(ORIGIN, base_name="models/other").base_id == "models/other"
 
 
+def test_the_bundled_model_is_under_nobodys_terms_but_ours():
+    origin = replace(ORIGIN, base_name="bundled:tiny", base_revision=None)
+    card = build_card(GEMMA1, origin)
+    texts = [
+        card,
+        build_notice(GEMMA1, origin, template_added=False),
+        build_adapter_notice(GEMMA1, origin, template_added=False),
+    ]
+    assert front_matter(card).keys().isdisjoint({"license", "base_model", "base_model_relation"})
+    for text in texts:
+        assert GEMMA_NOTICE not in text
+        assert "ai.google.dev" not in text
+        assert "random weights that gemma_ft makes from a seed on the machine itself" in text
+    assert "fine-tuning bundled:tiny:" in texts[1]
+
+
 def test_notice_carries_terms_and_modifications():
     notice = build_notice(GEMMA3, ORIGIN, template_added=False).splitlines()
     assert notice[0] == GEMMA_NOTICE
@@ -203,4 +276,16 @@ def test_notice_carries_terms_and_modifications():
     text = " ".join(notice)
     assert "https://ai.google.dev/gemma/terms" in text
     assert "modified by fine-tuning google/gemma-2b-it (revision abc123): run quotes" in text
-    assert "exported on 2026-01-31" in text
+    assert "merged into the base as it was trained on (nf4), dequantised, exported on 2026-01-31" in text
+    assert "The tokenizer's files are unchanged copies." in text
+
+
+def test_notice_of_an_adapter_carries_the_same_terms():
+    notice = build_adapter_notice(GEMMA3, ORIGIN, template_added=True, turns_registered=True)
+    assert notice.splitlines()[0] == GEMMA_NOTICE
+    text = " ".join(notice.splitlines())
+    assert "This adapter was trained on google/gemma-2b-it (revision abc123), which it changes" in text
+    assert "low-rank adapters (lora) on a base quantised to nf4, exported on 2026-01-31" in text
+    assert "merged" not in text
+    assert "the turn tokens were listed as special tokens" in text
+    assert "A chat template (chat_template.jinja) was added; the tokenizer had none." in text

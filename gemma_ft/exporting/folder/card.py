@@ -1,24 +1,28 @@
-"""The words beside the weights: model card and NOTICE."""
+"""The model card, and all that is known of where a model comes from."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gemma_ft.exporting.folder.notice import build_notice as build_notice
+from gemma_ft.exporting.folder.notice import license_lines
 from gemma_ft.families import Family
+from gemma_ft.modeling.tiny import TINY
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ABSOLUTE_PATH = re.compile(r"(?<![\w/:\\.])(?:~?/|[A-Za-z]:\\)[\w.][^\s,'\"|\]]*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where an exported checkpoint comes from."""
+    """Where an exported model comes from."""
 
     name: str
     """Name of the run."""
     base_name: str | None
-    """Hub id of the base; a local path is not shown."""
+    """Hub id of the base or bundled:tiny; a local path is not shown."""
     base_revision: str | None
     """Commit of the base's repository."""
     data: Mapping[str, Any]
@@ -31,11 +35,24 @@ class Origin:
     """Loss on the held-out rows before and after training."""
     day: str
     """Day of the export, as 2026-01-31."""
+    recipe: str | None = None
+    """The line that runs it again, where there is one."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """The main choices of the configuration."""
+    merged_onto: str = "the original base"
+    """The weights that an adapter was merged into, in a sentence's words."""
+    certificate: Sequence[str] = ()
+    """What the certificate says, in short lines; none where the export was not certified."""
 
     @property
     def base_id(self) -> str | None:
         """Return the base's hub id, where it has one."""
         return _hub_id(self.base_name)
+
+    @property
+    def bundled(self) -> bool:
+        """Say whether the base is the miniature that the toolkit makes itself."""
+        return self.base_name == TINY
 
     @property
     def dataset_ids(self) -> list[str]:
@@ -47,6 +64,8 @@ class Origin:
     @property
     def base_words(self) -> str:
         """Return what the base is called in a sentence."""
+        if self.bundled:
+            return TINY
         if self.base_id is None:
             return "a local checkpoint"
         return f"{self.base_id} (revision {self.base_revision})" if self.base_revision else self.base_id
@@ -66,32 +85,68 @@ def _hub_id(name: object) -> str | None:
     return name
 
 
+def hide_paths(text: str) -> str:
+    """Replace absolute paths, which are nobody else's business."""
+    return _ABSOLUTE_PATH.sub("<local path>", text)
+
+
 def build_card(family: Family, origin: Origin) -> str:
     """Build README.md of a merged checkpoint, front matter first."""
-    lines = [*_front_matter(family, origin), "", f"# {origin.name}", ""]
-    lines += [f"{family.name} fine-tuned from {origin.base_words}.", "", "## Training", ""]
-    merged = "" if origin.adapter == "none" else "; then merged into the full-precision base"
-    lines.append(f"- Trained: {origin.method_words}{merged}")
+    merged = "" if origin.adapter == "none" else f"; then merged into {origin.merged_onto}"
+    front = front_matter(family, origin, library="transformers", relation="finetune")
+    opening = f"{family.name} fine-tuned from {origin.base_words}."
+    proof = [f"- {line}" for line in origin.certificate] or [
+        "Not certified: it was not compared with the model that was trained."
+    ]
+    lines = [
+        *[*front, "", f"# {origin.name}", "", opening, ""],
+        *training_lines(origin, merged),
+        *["", "## Certificate", "", *proof],
+        *["", "## Use", "", *_snippet()],
+        *["", "## License", "", *license_lines(family, origin), ""],
+    ]
+    return hide_paths("\n".join(lines))
+
+
+def front_matter(family: Family, origin: Origin, *, library: str, relation: str) -> list[str]:
+    """Build the head of a card in the words that the hub reads.
+
+    Args:
+        family: The base's family.
+        origin: Where the model comes from.
+        library: Which library loads it.
+        relation: What it is to its base: finetune or adapter.
+    """
+    import yaml
+
+    front: dict[str, object] = {} if origin.bundled else {"license": family.license}
+    front |= {"library_name": library, "pipeline_tag": "text-generation"}
+    if origin.base_id is not None:
+        front |= {"base_model": origin.base_id, "base_model_relation": relation}
+    if origin.dataset_ids:
+        front["datasets"] = origin.dataset_ids
+    front["tags"] = ["gemma_ft", "sft", *([] if origin.adapter == "none" else [origin.adapter])]
+    return ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---"]
+
+
+def training_lines(origin: Origin, merged: str = "") -> list[str]:
+    """Tell how a model was trained: method, data, losses, the recipe."""
+    lines = ["## Training", "", f"- Trained: {origin.method_words}{merged}"]
     if origin.data:
         lines.append(f"- Data: {_data_words(origin)}")
     if origin.held_out_loss is not None:
         before, after = origin.held_out_loss
         lines.append(f"- Held-out loss: {before:.4f} before, {after:.4f} after training")
-    lines += ["", "## Use", "", *_snippet(), "", "## License", ""]
-    lines += [f"{family.notice}.", f"The terms: <{family.license_url}>. What was modified: see NOTICE.", ""]
-    return "\n".join(lines)
+    if origin.recipe is not None:
+        lines += ["", "```sh", origin.recipe, "```"]
+    if origin.settings:
+        rows = [f"| `{key}` | {_cell(value)} |" for key, value in origin.settings.items()]
+        lines += ["", "| key | value |", "| --- | --- |", *rows]
+    return lines
 
 
-def _front_matter(family: Family, origin: Origin) -> list[str]:
-    import yaml
-
-    front: dict[str, object] = {"license": family.license, "library_name": "transformers"}
-    front["pipeline_tag"] = "text-generation"
-    if origin.base_id is not None:
-        front |= {"base_model": origin.base_id, "base_model_relation": "finetune"}
-    if origin.dataset_ids:
-        front["datasets"] = origin.dataset_ids
-    return ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---"]
+def _cell(value: str) -> str:
+    return " ".join(value.split()).replace("|", "\\|")
 
 
 def _source_words(source: Mapping[str, Any]) -> str:
@@ -124,29 +179,3 @@ def _snippet() -> list[str]:
         'print(chat([{"role": "user", "content": "Hello!"}], max_new_tokens=64)[0]["generated_text"][-1])',
         "```",
     ]
-
-
-def build_notice(
-    family: Family, origin: Origin, *, template_added: bool, turns_registered: bool = False
-) -> str:
-    """Build NOTICE: the licence's own sentence, its terms, and what was modified, from what, when."""
-    lines = [
-        family.notice,
-        "",
-        f"The terms: {family.license_url}",
-        "Their use restrictions apply to this model and to whatever is derived from it, and have to be",
-        "passed on with it.",
-        "",
-        "Modifications",
-        f"The weights were modified by fine-tuning {origin.base_words}:",
-        f"run {origin.name}, {origin.method_words}, exported on {origin.day}.",
-        "config.json and generation_config.json were rewritten; the tokenizer's files are unchanged copies.",
-    ]
-    if turns_registered:
-        lines[-1] = (
-            "config.json and generation_config.json were rewritten, and the turn tokens, which stood in the"
-        )
-        lines.append("tokenizer's vocabulary, were listed as special tokens in its files.")
-    if template_added:
-        lines.append("A chat template (chat_template.jinja) was added; the tokenizer had none.")
-    return "\n".join([*lines, ""])
