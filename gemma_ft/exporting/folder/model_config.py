@@ -32,7 +32,7 @@ def export_config(config: Mapping[str, Any], family: Family, dtype: str) -> dict
         "tie_word_embeddings": config.get("tie_word_embeddings", True),
         "hidden_activation": _activation(config),
     }
-    if family.model_type == "gemma":
+    if family.model_type != "gemma3_text":  # vLLM compares the two names in Gemma 2
         made["hidden_act"] = _activation(config)
     made |= _nested_rope(config) if family.model_type == "gemma3_text" else _flat_rope(config)
     return made

@@ -60,6 +60,12 @@ def special_token_ids(folder: Path) -> dict[str, int]:
     return {role: ids[content] for role, content in contents.items() if content in ids}
 
 
+def special_tokens(folder: Path) -> dict[str, int]:
+    """List the tokens that a tokenizer's files add to its vocabulary or name apart, with their ids."""
+    words = _optional(folder / "special_tokens_map.json") | _optional(folder / "tokenizer_config.json")
+    return dict(_added_tokens(folder, words))
+
+
 def _added_tokens(folder: Path, words: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield added tokens from the small files first; tokenizer.json has tens of megabytes."""
     for number, token in (words.get("added_tokens_decoder") or {}).items():

@@ -1,7 +1,8 @@
 """The turn tokens of a base whose files have them in the vocabulary only, as Gemma 1's bases do.
 
 A text's `<start_of_turn>` is then no token of its own, and whoever loads the exported folder would feed the
-model other ids than it was trained on. Nothing but the two lists of special tokens is changed.
+model other ids than it was trained on. Nothing but the two lists of special tokens is changed, and for
+`rewritten_files` what transformers 5 spells in a way that earlier ones cannot read.
 """
 
 import json
@@ -17,8 +18,23 @@ _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": 
 _VOCABULARY, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
+def rewritten_files(base: Path) -> dict[str, str]:
+    """Build the tokenizer files that no reader of an export could use as the base has them, by name.
+
+    Args:
+        base: The base's folder.
+    """
+    changed = register_turn_tokens(base)
+    if not (base / _SETTINGS).is_file():
+        return changed
+    settings = json.loads(changed[_SETTINGS]) if _SETTINGS in changed else read_json(base / _SETTINGS)
+    if (spelled := _in_old_words(settings)) != settings:
+        changed[_SETTINGS] = _json(spelled)
+    return changed
+
+
 def register_turn_tokens(base: Path) -> dict[str, str]:
-    """Build the tokenizer files of a base that have to differ from its own, by name; most need none.
+    """Build the tokenizer files of a base that have to list the turn tokens, by name; most bases need none.
 
     Args:
         base: The base's folder.
@@ -32,7 +48,7 @@ def register_turn_tokens(base: Path) -> dict[str, str]:
     if (listed := _with_turns_listed(text, ids)) != text:
         changed[_VOCABULARY] = listed
     if _lacks_turns(settings) and ids:
-        changed[_SETTINGS] = json.dumps(_with_turns_named(settings, ids), indent=2, ensure_ascii=False) + "\n"
+        changed[_SETTINGS] = _json(_with_turns_named(settings, ids))
     return changed
 
 
@@ -71,3 +87,19 @@ def _with_turns_named(settings: dict[str, Any], ids: dict[str, int]) -> dict[str
         "added_tokens_decoder": {str(number): decoder[number] for number in sorted(decoder)},
         "additional_special_tokens": [*further, *_TURNS],
     }
+
+
+def _in_old_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Spell what transformers 5 wrote so that transformers 4 reads it too; it reads the old words itself."""
+    made = dict(settings)
+    if isinstance(made.get("extra_special_tokens"), list):
+        listed = made.pop("extra_special_tokens")
+        known = made.get("additional_special_tokens") or []
+        made["additional_special_tokens"] = [*known, *(token for token in listed if token not in known)]
+    if made.get("tokenizer_class") == "TokenizersBackend":
+        made["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return made
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
