@@ -1,0 +1,181 @@
+"""`export=adapter`: the run's own adapter, made ready to publish where it lies.
+
+Each file is written beside its place and renamed, so the folder is a whole adapter at every moment. The
+weights are not touched.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.folder.adapter_card import build_adapter_card
+from gemma_ft.exporting.folder.card import Origin
+from gemma_ft.exporting.folder.notice import build_adapter_notice
+from gemma_ft.exporting.folder.tokenizer_files import TEMPLATE_FILE, has_chat_template, tokenizer_files
+from gemma_ft.exporting.folder.turn_tokens import rewritten_files
+from gemma_ft.exporting.merging.tensor_files import (
+    FLOAT_NAMES,
+    StoredTensor,
+    read_header,
+    read_into,
+    read_json,
+)
+from gemma_ft.families import Family, load_chat_template
+
+logger = logging.getLogger("gemma_ft")
+
+_WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_READ_BYTES = 16 << 20
+
+
+def export_adapter(adapter: Path, *, base: Path, family: Family, origin: Origin) -> Path:
+    """Make a trained adapter's folder loadable and publishable by itself.
+
+    Its settings name the base by its hub id and commit, and card, notice and the base's tokenizer join it. A
+    second time changes nothing.
+
+    Args:
+        adapter: Folder that PEFT saved the adapter to.
+        base: Folder of the base, of which the tokenizer's files are needed.
+        family: The base's family.
+        origin: What card and notice say of its making.
+
+    Returns:
+        The same folder.
+
+    Raises:
+        ExportError: It is no adapter, holds numbers that are none, or does not read back as it was written.
+    """
+    _check_weights(adapter)
+    files = _files(adapter, base, family, origin)
+    for name, content in files.items():
+        _put(adapter / name, content)
+    for name, content in files.items():
+        if (adapter / name).read_bytes() != content:
+            raise ExportError(f"{adapter / name} was written, but reads back differently. Export again.")
+    _check_settings(adapter)
+    _check_tokenizer(adapter, family)
+    if origin.base_id is None:
+        logger.warning(
+            "%s: the base has no hub id, so nothing names it. Fill in base_model_name_or_path by hand "
+            "before you publish it.",
+            adapter / _SETTINGS,
+        )
+    return adapter
+
+
+def _files(adapter: Path, base: Path, family: Family, origin: Origin) -> dict[str, bytes]:
+    """Build what is written, by name; the settings come last, when all they speak of is there."""
+    rewritten = rewritten_files(base)
+    template_added = not has_chat_template(base)
+    notice = build_adapter_notice(
+        family, origin, template_added=template_added, turns_registered=bool(rewritten)
+    )
+    texts = {**rewritten, "README.md": build_adapter_card(family, origin), "NOTICE": notice}
+    if template_added:
+        texts[TEMPLATE_FILE] = load_chat_template()
+    copied = {name: (base / name).read_bytes() for name in tokenizer_files(base) if name not in rewritten}
+    texts[_SETTINGS] = _settings(adapter, origin)
+    return copied | {name: text.encode() for name, text in texts.items()}
+
+
+def _settings(adapter: Path, origin: Origin) -> str:
+    named = {
+        "base_model_name_or_path": origin.base_id,
+        "revision": origin.base_revision if origin.base_id else None,
+    }
+    made = read_json(adapter / _SETTINGS) | named
+    if paths := list(_local_paths(made)):
+        raise ExportError(f"{adapter / _SETTINGS} names the local path {paths[0]}. Take it out by hand.")
+    return json.dumps(made, indent=2, sort_keys=True) + "\n"
+
+
+def _local_paths(content: Any) -> Iterator[str]:
+    if isinstance(content, dict):
+        content = list(content.values())
+    if isinstance(content, list):
+        for item in content:
+            yield from _local_paths(item)
+    elif isinstance(content, str) and (Path(content).is_absolute() or content.startswith("~")):
+        yield content
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Bring a file to the disk, whole under its name or not at all; an equal one is left as it is."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.unlink(missing_ok=True)
+    if path.is_file() and path.read_bytes() == content:
+        return
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as problem:
+        beside.unlink(missing_ok=True)
+        raise ExportError(
+            f"{path} cannot be written ({problem.strerror}). Free or unlock its disk."
+        ) from problem
+
+
+def _check_weights(adapter: Path) -> None:
+    tensors = read_header(adapter / _WEIGHTS)
+    if not tensors:
+        raise ExportError(f"{adapter / _WEIGHTS} holds no tensors. Train again.")
+    with FileIO(adapter / _WEIGHTS) as file:
+        for tensor in tensors.values():
+            if not _is_finite(file, tensor):
+                raise ExportError(
+                    f"{adapter / _WEIGHTS} holds NaN or infinity in {tensor.name}. Train again."
+                )
+
+
+def _is_finite(file: FileIO, tensor: StoredTensor) -> bool:
+    import torch
+
+    if tensor.dtype not in FLOAT_NAMES:
+        return True
+    raw = bytearray(min(tensor.nbytes, _READ_BYTES))
+    for start in range(0, tensor.nbytes, _READ_BYTES):
+        count = min(_READ_BYTES, tensor.nbytes - start)
+        read_into(file, tensor.offset + start, memoryview(raw)[:count])
+        piece = torch.frombuffer(
+            raw, dtype=getattr(torch, FLOAT_NAMES[tensor.dtype]), count=count // tensor.item_bytes
+        )
+        if not bool(piece.isfinite().all()):
+            return False
+    return True
+
+
+def _check_settings(adapter: Path) -> None:
+    """Read the settings as PEFT will."""
+    from peft import LoraConfig
+
+    try:
+        LoraConfig.from_pretrained(str(adapter), local_files_only=True)
+    except (KeyError, OSError, TypeError, ValueError) as problem:
+        raise ExportError(
+            f"{adapter / _SETTINGS} is none that PEFT reads ({problem}). Train again."
+        ) from problem
+
+
+def _check_tokenizer(adapter: Path, family: Family) -> None:
+    """Load the tokenizer from this folder alone, as a user of the adapter will."""
+    from transformers import AutoTokenizer
+
+    from gemma_ft.data.tokens.contract import find_fault
+
+    mend = "Mend the tokenizer's files in the base's folder, then export again."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise whatever a file brings them to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{adapter} would have no readable tokenizer ({reason}). {mend}") from error
+    if fault := find_fault(tokenizer, family):
+        raise ExportError(f"{adapter} would have {fault}. {mend}")
