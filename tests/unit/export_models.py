@@ -12,7 +12,9 @@ VOCABULARY = 128
 FAMILY_BY_TYPE = {family.model_type: family for family in FAMILIES}
 
 
-def build_base(folder, model_type="gemma", dtype="bfloat16", tied=True, shard_size="1GB", hidden=64):
+def build_base(
+    folder, model_type="gemma", dtype="bfloat16", tied=True, shard_size="1GB", hidden=64, **settings
+):
     """Save a seeded model with a tokenizer's files."""
     import transformers
 
@@ -26,7 +28,7 @@ def build_base(folder, model_type="gemma", dtype="bfloat16", tied=True, shard_si
         "head_dim": 16,
         "max_position_embeddings": 128,
         "tie_word_embeddings": tied,
-    }
+    } | settings
     torch.manual_seed(7)
     config = transformers.AutoConfig.for_model(model_type, **shape)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
@@ -53,13 +55,13 @@ def write_tokenizer(folder):
     (folder / "tokenizer_config.json").write_text(text)
 
 
-def build_adapter(base, folder, dtype="float32", **settings):
-    """Save an adapter of random A and B, trained by nobody."""
+def build_adapter(base, folder, dtype="float32", base_dtype="auto", save_embedding_layers="auto", **settings):
+    """Save an adapter of random values, trained by nobody, with PEFT itself."""
     import peft
     import transformers
 
     torch.manual_seed(11)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=base_dtype)
     defaults = {
         "r": 4,
         "lora_alpha": 6,
@@ -70,13 +72,17 @@ def build_adapter(base, folder, dtype="float32", **settings):
     model = peft.get_peft_model(model, peft.LoraConfig(**defaults | settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_A" in name or "lora_B" in name:
-                parameter.normal_(std=0.3)
+            if not parameter.requires_grad:
+                continue
             if "lora_magnitude_vector" in name:
                 parameter.mul_(torch.rand(parameter.shape) + 0.5)
-            if "lora_" in name:
+            elif "lora_" in name:
+                parameter.normal_(std=0.3)
+            else:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+            if "lora_" in name or "trainable_tokens" in name:
                 parameter.data = parameter.data.to(getattr(torch, dtype))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=save_embedding_layers)
     return folder
 
 

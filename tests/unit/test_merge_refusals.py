@@ -42,14 +42,7 @@ def assert_refused(base, trained, message):
     [
         ("peft_type", "IA3", "peft_type=IA3 is no LoRA"),
         ("task_type", "SEQ_CLS", "task_type=SEQ_CLS is no causal language model"),
-        ("modules_to_save", ["embed_tokens"], r"modules_to_save=\['embed_tokens'\] trains whole modules"),
-        ("bias", "lora_only", "bias=lora_only trains biases"),
-        ("lora_bias", True, "lora_bias=True trains biases"),
-        (
-            "trainable_token_indices",
-            [5],
-            r"trainable_token_indices=\[5\] trains single rows of the embedding",
-        ),
+        ("bias", "boft_only", "bias=boft_only is no choice that PEFT has"),
         ("layer_replication", [[0, 2], [0, 2]], "layer_replication=.* adds layers"),
         ("fan_in_fan_out", True, "fan_in_fan_out=True is for transposed weights"),
         ("use_qalora", True, "use_qalora=True pools the inputs"),
@@ -61,14 +54,37 @@ def assert_refused(base, trained, message):
         ("velora_config", {"num_groups": 4}, "velora_config=.* another kind"),
         ("monteclora_config", {"num_samples": 4}, "monteclora_config=.* samples"),
         ("megatron_config", {"a": 1}, "megatron_config=.* Megatron"),
-        ("init_lora_weights", "pissa_niter_4", "init_lora_weights=pissa_niter_4 changes the base weights"),
         ("init_lora_weights", "loftq", "init_lora_weights=loftq changes the base weights"),
+        ("init_lora_weights", "mica", "init_lora_weights=mica is rounded twice in PEFT's merge"),
         ("use_new_thing", True, "use_new_thing=True is unknown here and may change the weights"),
     ],
 )
 def test_kind_of_adapter_is_refused_by_name(key, value, message, base, adapter):
     edit_json(adapter / "adapter_config.json", **{key: value})
     assert_refused(base, adapter, f"adapter_config.json: {message}.* Merge this adapter with PEFT")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "lora_ga"])
+def test_start_that_changed_the_base_is_refused_with_the_way_out_of_it(start, base, adapter):
+    edit_json(adapter / "adapter_config.json", init_lora_weights=start)
+    assert_refused(
+        base,
+        adapter,
+        f"init_lora_weights={start} changes the base weights before training, .* Save it as a plain LoRA, "
+        "with PEFT's path_initial_model_for_weight_conversion",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bias": "all"}, "bias=all trains the biases that lora_bias=True adds to"),
+        ({"use_dora": True}, "lora_bias=True has no meaning beside use_dora=True"),
+    ],
+)
+def test_biases_in_two_ways_are_refused(settings, message, base, adapter):
+    edit_json(adapter / "adapter_config.json", lora_bias=True, **settings)
+    assert_refused(base, adapter, message)
 
 
 def test_every_setting_of_this_peft_is_obeyed_refused_or_known_to_be_harmless():
@@ -82,27 +98,6 @@ def test_every_setting_of_this_peft_is_obeyed_refused_or_known_to_be_harmless():
 
 def test_switched_off_settings_of_a_newer_peft_are_accepted():
     check_adapter_config({"peft_type": "LORA", "later_config": None, "use_later": False, "later": []}, "here")
-
-
-def test_lora_on_an_embedding_is_refused(base, tmp_path):
-    adapter = build_adapter(base, tmp_path / "adapter", target_modules=["q_proj", "embed_tokens"])
-    assert_refused(base, adapter, "embed_tokens.* is no LoRA matrix of a linear layer")
-
-
-def test_embedding_among_the_targets_is_refused_without_its_tensors_too(base, adapter):
-    edit_json(adapter / "adapter_config.json", target_modules=r".*(_proj|embed_tokens)")
-    assert_refused(base, adapter, "target_modules=model.embed_tokens is LoRA on an embedding")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("part", ["lora_A", "lora_B"])
-def test_adapter_that_is_not_finite_is_refused(part, value, base, adapter):
-    def spoil(tensors):
-        tensors[f"{UP}.{part}.weight"][1, 1] = value
-        return tensors
-
-    edit_tensors(adapter / "adapter_model.safetensors", spoil)
-    assert_refused(base, adapter, rf"up_proj.{part}.weight holds NaN or infinity: the training diverged")
 
 
 def test_adapter_of_a_wider_base_is_refused(adapter, tmp_path):
@@ -157,9 +152,31 @@ def test_rank_that_contradicts_the_matrices_is_refused(base, adapter):
     assert_refused(base, adapter, r"says rank 8 for model\..*, but its lora_A has shape \(4, ")
 
 
-def test_unreadable_settings_are_refused(base, adapter):
-    edit_json(adapter / "adapter_config.json", target_modules="(", r="four")
-    assert_refused(base, adapter, "adapter_config.json cannot be understood")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "("},
+        {"r": "four"},
+        {"lora_alpha": "six"},
+        {"r": 0, "rank_pattern": {}},
+        {"modules_to_save": "embed_tokens"},
+        {"trainable_token_indices": 5},
+        {"trainable_token_indices": [1.5]},
+        {"trainable_token_indices": [True]},
+        {"rank_pattern": ["q_proj"]},
+    ],
+)
+def test_unreadable_settings_are_refused(settings, base, adapter):
+    edit_json(adapter / "adapter_config.json", **settings)
+    assert_refused(base, adapter, "adapter_config.json (cannot be understood|says rank 0 for)")
+
+
+def test_alphas_whose_order_is_lost_are_refused(base, adapter):
+    patterns = {"up_proj": 5, "mlp.up_proj": 7}
+    edit_json(adapter / "adapter_config.json", alpha_pattern=patterns)
+    assert_refused(
+        base, adapter, r"alpha_pattern gives model\..*up_proj both 5 and 7, and the order .* not saved"
+    )
 
 
 def test_quantised_base_is_refused(base, adapter):
@@ -232,12 +249,13 @@ def test_full_disk_is_refused_with_both_numbers(base, adapter, monkeypatch):
     assert_refused(base, adapter, r"merged needs 0\.10 GB, but its disk has 0\.01 GB free\. Free some space")
 
 
-def test_folder_in_use_is_not_written_into(base, adapter, tmp_path):
+def test_folder_with_weights_in_it_is_not_written_into(base, adapter, tmp_path):
     (tmp_path / "merged").mkdir()
-    (tmp_path / "merged" / "mine").touch()
-    with pytest.raises(ExportError, match=r"merged is not empty. Merge into a new folder"):
+    (tmp_path / "merged" / "model.safetensors").touch()
+    with pytest.raises(ExportError, match=r"merged holds weights already. Merge into a new folder"):
         merge_checkpoint(base, adapter, tmp_path / "merged", shard_bytes=10**9)
-    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["mine"]
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["model.safetensors"]
+    assert not (tmp_path / "merged" / "model.safetensors").stat().st_size
 
 
 def test_base_cut_short_is_refused(base, adapter):

@@ -27,6 +27,9 @@ OBEYED = (
     "layers_pattern",
     "init_lora_weights",
     "bias",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
 )
 
 WITHOUT_EFFECT = (
@@ -36,7 +39,7 @@ WITHOUT_EFFECT = (
     "eva_config",
     "lora_ga_config",
     "loftq_config",
-    "ensure_weight_tying",  # about modules_to_save and embeddings, which are refused
+    "ensure_weight_tying",  # a promise about training; the tensors show whether it was kept
     "inference_mode",
     "lora_dropout",
     "megatron_core",  # a module's name, unused without megatron_config
@@ -52,18 +55,20 @@ REFUSED = {
     "fan_in_fan_out": "is for transposed weights, which Gemma does not have",
     "kasa_config": "changes the base weights too",
     "layer_replication": "adds layers to the model",
-    "lora_bias": "trains biases, which Gemma does not have",
     "megatron_config": "is for Megatron's layers",
-    "modules_to_save": "trains whole modules beside the adapters",
     "monteclora_config": "samples its weights",
     "target_parameters": "adapts parameters that are no linear layers",
-    "trainable_token_indices": "trains single rows of the embedding",
     "use_bdlora": "stores block-diagonal matrices",
     "use_qalora": "pools the inputs",
     "velora_config": "stores another kind of matrices",
 }
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_BY_PEFT = "Merge this adapter with PEFT."
+_AS_PLAIN_LORA = (
+    "Save it as a plain LoRA, with PEFT's path_initial_model_for_weight_conversion, or merge this adapter "
+    "with PEFT."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,54 +84,45 @@ class AdapterSettings:
         """Say whether each layer carries trained magnitudes."""
         return bool(self.values.get("use_dora"))
 
+    @property
+    def lora_bias(self) -> bool:
+        """Say whether each layer's B has a bias."""
+        return bool(self.values.get("lora_bias"))
+
+    @property
+    def bias(self) -> str:
+        """Return which biases of the base were trained: none, lora_only or all."""
+        return str(self.values.get("bias", "none"))
+
     def rank(self, module: str) -> int:
         """Return the inner dimension of a module's adapter."""
-        return int(_by_pattern(self.values.get("rank_pattern"), module, self.values.get("r", 8)))
+        found = _by_pattern(self.values.get("rank_pattern"), module)
+        return int(found[0] if found else self.values.get("r", 8))
 
     def scale(self, module: str) -> float:
-        """Return the factor on B @ A: alpha / rank, or alpha / sqrt(rank) with rslora."""
-        alpha = _by_pattern(self.values.get("alpha_pattern"), module, self.values.get("lora_alpha", 8))
+        """Return the factor on B @ A: alpha / rank, or alpha / sqrt(rank) with rslora.
+
+        Raises:
+            ExportError: Two patterns give the module different alphas. PEFT obeys the first, but saves them
+                sorted, so the order that training had is lost.
+        """
+        found = _by_pattern(self.values.get("alpha_pattern"), module)
+        if len(set(found)) > 1:
+            raise ExportError(
+                f"{self.source}: alpha_pattern gives {module} both {found[0]} and {found[1]}, and the order "
+                "that training had is not saved. Keep only the pattern that it was trained with."
+            )
+        alpha = found[0] if found else self.values.get("lora_alpha", 8)
         rank = self.rank(module)
         return float(alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank))
 
-    def targets(self, module: str) -> bool:
-        """Say whether a linear module is one of those that were given an adapter."""
-        if _named(self.values.get("exclude_modules"), module):
-            return False
-        names = self.values.get("target_modules")
-        if isinstance(names, str) and names.lower() == "all-linear":
-            return module.rpartition(".")[2] not in ("embed_tokens", "lm_head")
-        if isinstance(names, str) or module in (names or ()):
-            return _named(names, module)
-        return _named(names, module) and self._layer_chosen(module)
 
-    def _layer_chosen(self, module: str) -> bool:
-        layers = self.values.get("layers_to_transform")
-        if layers is None or layers == []:
-            return True
-        patterns = self.values.get("layers_pattern") or r"[^.]*"
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
-            if found:
-                return int(found[1]) in ([layers] if isinstance(layers, int) else layers)
-        return False
-
-
-def _named(names: Any, module: str) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names or ())
-
-
-def _by_pattern(patterns: Any, module: str, otherwise: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
+def _by_pattern(patterns: Any, module: str) -> list[Any]:
+    return [value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)]
 
 
 def check_adapter_config(values: Mapping[str, Any], source: str) -> AdapterSettings:
-    """Accept the configuration of a plain LoRA, rsLoRA or DoRA adapter.
+    """Accept the configuration of a LoRA adapter whose merge is PEFT's own, bit for bit.
 
     Args:
         values: The content of adapter_config.json.
@@ -139,10 +135,8 @@ def check_adapter_config(values: Mapping[str, Any], source: str) -> AdapterSetti
         raise _refusal(source, "peft_type", values, "is no LoRA")
     if values.get("task_type") not in (None, "CAUSAL_LM"):
         raise _refusal(source, "task_type", values, "is no causal language model")
-    if values.get("bias", "none") != "none":
-        raise _refusal(source, "bias", values, "trains biases, which Gemma does not have")
-    if values.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        raise _refusal(source, "init_lora_weights", values, "changes the base weights before training")
+    _check_start(values, source)
+    _check_biases(values, source)
     for key, value in values.items():
         if key not in OBEYED + WITHOUT_EFFECT and value not in (None, False, [], {}):
             why = REFUSED.get(key, "is unknown here and may change the weights")
@@ -150,7 +144,32 @@ def check_adapter_config(values: Mapping[str, Any], source: str) -> AdapterSetti
     return AdapterSettings(source, values)
 
 
-def _refusal(source: str, key: str, values: Mapping[str, Any], why: str) -> ExportError:
-    return ExportError(
-        f"{source}: {key}={values.get(key)} {why}, which export cannot merge. Merge this adapter with PEFT."
+def _check_start(values: Mapping[str, Any], source: str) -> None:
+    start = values.get("init_lora_weights", True)
+    if start in _PLAIN_STARTS:
+        return
+    kind = str(start).lower()
+    if kind == "mica":
+        raise _refusal(source, "init_lora_weights", values, "is rounded twice in PEFT's merge")
+    convertible = kind.startswith(("pissa", "olora", "corda", "lora_ga"))
+    raise _refusal(
+        source,
+        "init_lora_weights",
+        values,
+        "changes the base weights before training",
+        _AS_PLAIN_LORA if convertible else _BY_PEFT,
     )
+
+
+def _check_biases(values: Mapping[str, Any], source: str) -> None:
+    if values.get("bias", "none") not in ("none", "all", "lora_only"):
+        raise _refusal(source, "bias", values, "is no choice that PEFT has")
+    if values.get("lora_bias"):
+        if values.get("bias", "none") != "none":
+            raise _refusal(source, "bias", values, "trains the biases that lora_bias=True adds to")
+        if values.get("use_dora"):
+            raise _refusal(source, "lora_bias", values, "has no meaning beside use_dora=True")
+
+
+def _refusal(source: str, key: str, values: Mapping[str, Any], why: str, cure: str = _BY_PEFT) -> ExportError:
+    return ExportError(f"{source}: {key}={values.get(key)} {why}, which export cannot merge. {cure}")

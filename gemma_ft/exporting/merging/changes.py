@@ -20,7 +20,10 @@ class LoraUpdate:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingUpdate:
-    """What an adapter adds to an embedding of its own: scale * (B @ A), transposed."""
+    """What an adapter adds to an embedding of its own: scale * (B @ A), transposed.
+
+    PEFT rounds it to the base's number format before it adds it, which it does not do for linear layers.
+    """
 
     a: StoredTensor
     """Shape (rank, words)."""
@@ -39,5 +42,14 @@ class NewRows:
     """Shape (rows, width)."""
 
 
-Change = LoraUpdate | EmbeddingUpdate | NewRows | StoredTensor
+@dataclass(frozen=True, slots=True)
+class BiasUpdate:
+    """What an adapter with `lora_bias` adds to the bias of a linear layer: scale * values."""
+
+    values: StoredTensor
+    """Shape (outputs,)."""
+    scale: float
+
+
+Change = LoraUpdate | EmbeddingUpdate | BiasUpdate | NewRows | StoredTensor
 """A stored tensor takes the base's place whole: a full fine-tune's, or a module saved beside an adapter."""
