@@ -1,5 +1,7 @@
 """A hub on the loopback address that answers as a test wants, and a process that asks it."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -106,6 +108,167 @@ def hub_with(files, served=None, hang_up_at=None):
         yield address
 
 
+class Uploads:
+    """What a hub has been given: repositories by name, and contents by their hash."""
+
+    def __init__(self, token="hf_good", name="me", orgs=(), access=None):
+        self.token = token
+        self.account = {
+            "name": name,
+            "orgs": list(orgs),
+            "auth": {"accessToken": access or {"role": "write"}},
+        }
+        self.private = {}
+        self.files = {}
+        self.contents = {}
+        self.received = []
+        """Each content that was sent, by its hash."""
+        self.takes_content = lambda count: True
+        """Asked when a content begins to arrive, with how many have arrived before; False hangs up."""
+        self.one_at_a_time = threading.Lock()
+        self.refuse_writing = False
+        self.spoil = lambda files: None
+
+    def add(self, repository, private):
+        """Make a repository."""
+        self.private[repository], self.files[repository] = private, {}
+
+
+@contextmanager
+def hub_that_takes(uploads):
+    """Take uploads: whole files of safetensors by their hash, all others within the commit."""
+
+    class Handler(_Quiet):
+        def answer(self):
+            path = self.path.partition("?")[0]
+            body = self.body()
+            if path.startswith("/contents/"):
+                with uploads.one_at_a_time:
+                    return self.take_content(path.rpartition("/")[2])
+            if self.headers.get("Authorization") != f"Bearer {uploads.token}":
+                return self.reply({"error": "Invalid credentials in Authorization header"}, 401)
+            if path == "/api/whoami-v2":
+                return self.reply(uploads.account)
+            if self.command == "POST" and uploads.refuse_writing:
+                return self.reply({"error": "You don't have the rights"}, 403)
+            if path == "/api/validate-yaml":
+                return self.reply({"errors": [], "warnings": []})
+            if path == "/api/repos/create":
+                return self.create(json.loads(body))
+            if path.endswith(".git/info/lfs/objects/batch"):
+                return self.reply({"objects": [self.transfer(item) for item in json.loads(body)["objects"]]})
+            found = re.fullmatch(
+                r"/api/models/([^/]+/[^/]+)(?:/(preupload|commit|tree|paths-info)/.*)?", path
+            )
+            assert found, path
+            if found[1] not in uploads.files:
+                return self.reply({"error": "none"}, 404, "RepoNotFound")
+            return getattr(self, "answer_" + (found[2] or "info").replace("-", "_"))(found[1], body)
+
+        def body(self):
+            if self.path.startswith("/contents/"):
+                return b""
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+        def reply(self, content, status=200, code=None):
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def create(self, asked):
+            repository = f"{asked['organization']}/{asked['name']}"
+            known = repository in uploads.files
+            if not known:
+                uploads.add(repository, asked.get("visibility") == "private")
+            self.reply({"url": f"http://{self.headers['Host']}/{repository}"}, 409 if known else 200)
+
+        def transfer(self, item):
+            made = {"oid": item["oid"], "size": item["size"]}
+            if item["oid"] not in uploads.contents:
+                href = f"http://{self.headers['Host']}/contents/{item['oid']}"
+                made["actions"] = {"upload": {"href": href}}
+            return made
+
+        def take_content(self, oid):
+            if not uploads.takes_content(len(uploads.received)):
+                self.close_connection = True
+                return
+            if "Content-Length" in self.headers:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+            else:
+                data = b""
+                while size := int(self.rfile.readline(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+            assert hashlib.sha256(data).hexdigest() == oid
+            uploads.contents[oid] = data
+            uploads.received.append(oid)
+            self.reply({})
+
+        def answer_info(self, repository, body):
+            siblings = [{"rfilename": name} for name in uploads.files[repository]]
+            facts = {"_id": "1", "id": repository, "sha": COMMIT, "private": uploads.private[repository]}
+            self.reply(facts | {"siblings": siblings})
+
+        def answer_preupload(self, repository, body):
+            held = {entry["path"]: entry["oid"] for entry in self.entries(repository)}
+            self.reply(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                            "shouldIgnore": False,
+                            "oid": held.get(file["path"]),
+                        }
+                        for file in json.loads(body)["files"]
+                    ]
+                }
+            )
+
+        def answer_commit(self, repository, body):
+            files = uploads.files[repository]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = uploads.contents[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
+            uploads.spoil(files)
+            self.reply(
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
+            )
+
+        def entries(self, repository):
+            for name, data in uploads.files[repository].items():
+                blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+                entry = {"type": "file", "path": name, "size": len(data), "oid": blob}
+                if name.endswith(".safetensors"):
+                    sha256 = hashlib.sha256(data).hexdigest()
+                    entry["lfs"] = {"oid": sha256, "size": len(data), "pointerSize": 100}
+                yield entry
+
+        def answer_tree(self, repository, body):
+            self.reply(list(self.entries(repository)))
+
+        def answer_paths_info(self, repository, body):
+            self.reply([entry for entry in self.entries(repository) if entry["path"] in body.decode()])
+
+    with _serving(Handler) as address:
+        yield address
+
+
 def _bytes(data):
     return data if isinstance(data, bytes) else data.encode()
 
@@ -118,7 +281,7 @@ class _Quiet(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer()
 
-    do_HEAD = do_POST = do_GET  # noqa: N815 - the names are http.server's
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - the names are http.server's
 
     def log_message(self, *args):
         pass
