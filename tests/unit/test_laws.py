@@ -26,6 +26,7 @@ HEAVY = {
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "gguf",
     "numpy",
     "pandas",
     "peft",
