@@ -1,6 +1,10 @@
 """The streaming merge against PEFT's own, element for element."""
 
+import errno
 import json
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,7 +20,8 @@ from export_models import (
 )
 from safetensors import safe_open
 
-from gemma_ft.exporting.merging import row_changes
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.merging import pool, row_blocks
 from gemma_ft.exporting.merging.merge import merge_checkpoint
 
 GB = 10**9
@@ -44,6 +49,14 @@ def assert_merges_like_peft(base, adapter, merged, shard_bytes=GB):
     assert differing(found, expected) == {}
     assert report.changed == len(differing(found, before)) > 0
     return report
+
+
+@contextmanager
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 KINDS = {
@@ -99,22 +112,22 @@ def test_fp16_base_merges_like_peft(bases, tmp_path):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_matrices_of_many_blocks_merge_like_peft(dora, bases, tmp_path, monkeypatch):
-    monkeypatch.setattr(row_changes, "BLOCK_ELEMENTS", 1024)
-    monkeypatch.setattr(row_changes, "_FEWEST_ROWS", 8)
+    monkeypatch.setattr(row_blocks, "BLOCK_ELEMENTS", 1024)
+    monkeypatch.setattr(row_blocks, "_FEWEST_ROWS", 8)
     adapter = build_adapter(bases(), tmp_path / "adapter", use_dora=dora)
     assert_merges_like_peft(bases(), adapter, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("columns", [256, 2048, 24576])
 def test_blocks_of_rows_equal_the_whole_product_at_every_rank(columns):
-    rows = 4 * max(16, row_changes.BLOCK_ELEMENTS // columns) - 5
-    blocks = row_changes.row_blocks(rows, columns)
+    rows = 4 * max(16, row_blocks.BLOCK_ELEMENTS // columns) - 5
+    blocks = row_blocks.row_blocks(rows, columns)
     weight = torch.randn(rows, columns).bfloat16()
     for rank in (1, 2, 3, 4, 8, 16, 17, 32, 64):
         a, b = torch.randn(rank, columns), torch.randn(rows, rank)
         whole, out = b @ a, torch.empty(rows, columns)
         lengths = torch.linalg.norm(weight + whole, dim=1)
-        with row_changes.one_thread():
+        with one_thread():
             for first, last in blocks:
                 torch.mm(b[first:last], a, out=out[first:last])
             assert torch.equal(out, whole), rank
@@ -124,10 +137,10 @@ def test_blocks_of_rows_equal_the_whole_product_at_every_rank(columns):
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns"), [(1, 64), (7, 1 << 20), (17, 24576), (4096, 3072), (0, 64), (5000000, 1)]
+    ("rows", "columns"), [(1, 64), (7, 1 << 20), (17, 24576), (4096, 3072), (5000000, 1)]
 )
 def test_blocks_cover_every_row_once_and_are_never_slivers(rows, columns):
-    blocks = row_changes.row_blocks(rows, columns)
+    blocks = row_blocks.row_blocks(rows, columns)
     assert [row for first, last in blocks for row in (first, last)][1:-1:2] == [
         first for first, _ in blocks[1:]
     ]
@@ -136,11 +149,61 @@ def test_blocks_cover_every_row_once_and_are_never_slivers(rows, columns):
     assert len(blocks) == 1 or min(last - first for first, last in blocks) >= 8
 
 
-def test_one_thread_gives_the_threads_back():
+def test_empty_matrices_have_no_blocks():
+    assert row_blocks.row_blocks(0, 64) == row_blocks.row_blocks(64, 0) == []
+
+
+def test_every_worker_computes_on_one_thread_and_gives_the_threads_back():
     before = torch.get_num_threads()
-    with row_changes.one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
+    torch.set_num_threads(3)
+    try:
+        assert set(pool.map_in_threads(lambda _: torch.get_num_threads(), range(20))) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_results_come_in_the_order_of_the_items():
+    assert pool.map_in_threads(lambda item: time.sleep(item % 3 / 1000) or item, range(30)) == list(range(30))
+
+
+def test_there_is_a_worker_for_each_core_of_the_process_up_to_a_handful(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5}, raising=False)
+    assert pool.worker_count() == 2
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert pool.worker_count() == 4
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [ExportError("not finite"), OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()],
+)
+def test_first_problem_of_a_worker_is_raised_as_it_is_with_nothing_left_running(problem, monkeypatch):
+    monkeypatch.setattr(pool, "worker_count", lambda: 2)
+    begun, ended = [], []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            raise problem
+        time.sleep(0.005)
+        ended.append(item)
+
+    with pytest.raises(type(problem)) as caught:
+        pool.map_in_threads(work, range(1000))
+    assert caught.value is problem
+    assert len(begun) < 100
+    assert sorted(ended) == sorted(set(begun) - {3})
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
+
+
+def test_number_of_workers_changes_no_byte(bases, tmp_path, monkeypatch):
+    adapter = build_adapter(bases(), tmp_path / "adapter", use_dora=True)
+    for workers in (1, 2, 4):
+        monkeypatch.setattr(pool, "worker_count", lambda count=workers: count)
+        merge_checkpoint(bases(), adapter, tmp_path / str(workers), shard_bytes=40_000)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / str(n)).iterdir()} for n in (1, 2, 4)]
+    assert files[0] == files[1] == files[2]
 
 
 def test_base_of_several_files_is_read_through_its_index(tmp_path):

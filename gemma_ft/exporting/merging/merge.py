@@ -2,23 +2,25 @@
 
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from io import FileIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG, read_adapter
-from gemma_ft.exporting.merging.changes import Change, LoraUpdate
+from gemma_ft.exporting.merging.changes import Change
+from gemma_ft.exporting.merging.pool import map_in_threads
 from gemma_ft.exporting.merging.shards import (
-    Shard,
     check_written,
     copy_tensor,
-    open_shard,
+    create_shards,
     plan_shards,
+    start_write_back,
+    sync_file,
     write_index,
 )
+from gemma_ft.exporting.merging.storage import TrainedStorage, is_quantised
 from gemma_ft.exporting.merging.tensor_files import (
     FLOAT_NAMES,
     StoredTensor,
@@ -36,10 +38,20 @@ _SPARE_BYTES = 100_000_000  # tokenizer, configuration, card
 class MergePlan:
     """A merge whose inputs have been checked."""
 
+    base: Path
+    trained: Path
     tensors: Mapping[str, StoredTensor]
     """The base's tensors, which are also the result's names, formats and shapes."""
     changes: Mapping[str, Change]
-    """What replaces or updates them; the others are copied."""
+    """What replaces or updates them."""
+    storage: TrainedStorage | None
+    """How training held the base that is merged onto; None for the base as it is."""
+
+    @property
+    def touched(self) -> frozenset[str]:
+        """The tensors that are computed; the others are copied."""
+        held = (name for name in self.tensors if is_quantised(name, self.storage))
+        return frozenset(self.changes) | frozenset(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +82,13 @@ def merge_checkpoint(base: Path, trained: Path, destination: Path, *, shard_byte
     return write_merge(plan_merge(base, trained), destination, shard_bytes=shard_bytes)
 
 
-def plan_merge(base: Path, trained: Path) -> MergePlan:
+def plan_merge(base: Path, trained: Path, storage: TrainedStorage | None = None) -> MergePlan:
     """Check that trained weights and base fit together, reading headers and the adapter only.
+
+    Args:
+        base: The base's folder.
+        trained: A PEFT LoRA adapter's folder, or the folder of a full fine-tune.
+        storage: How training held the base, to merge onto that; None to merge onto the base as it is.
 
     Raises:
         ExportError: They don't, or they are of a kind that cannot be merged.
@@ -89,7 +106,14 @@ def plan_merge(base: Path, trained: Path) -> MergePlan:
     changes: Mapping[str, Change] = (
         read_adapter(trained, tensors) if adapter else _full(trained, tensors, config)
     )
-    return MergePlan(tensors, changes)
+    plan = MergePlan(base, trained, tensors, changes, storage)
+    for tensor in (tensors[name] for name in sorted(plan.touched)):
+        if tensor.dtype not in FLOAT_NAMES:
+            raise ExportError(
+                f"{tensor.path}: {tensor.name} is stored as {tensor.dtype}, which cannot be merged into. "
+                "Use the full-precision checkpoint as base."
+            )
+    return plan
 
 
 def _without_tied_head(
@@ -131,19 +155,27 @@ def _full(
 def write_merge(plan: MergePlan, destination: Path, *, shard_bytes: int) -> MergeReport:
     """Write the shards and the index of a checked merge, and read them back.
 
+    Args:
+        plan: The merge.
+        destination: A folder without weights; it is made where it is missing.
+        shard_bytes: Largest file, unless a single tensor is larger.
+
     Raises:
         ExportError: The disk is too small, a result is not finite, or the files read back differently.
     """
-    from gemma_ft.exporting.merging.row_changes import one_thread
+    import torch
 
     total = sum(tensor.nbytes for tensor in plan.tensors.values())
-    if destination.exists() and any(destination.iterdir()):
-        raise ExportError(f"{destination} is not empty. Merge into a new folder.")
+    if any(destination.glob("*.safetensors*")):
+        raise ExportError(f"{destination} holds weights already. Merge into a new folder.")
     check_space(destination, total)
     destination.mkdir(parents=True, exist_ok=True)
     shards = plan_shards(plan.tensors.values(), shard_bytes)
-    with one_thread():
-        changed = sum(_write_shard(plan, shard, destination) for shard in shards)
+    targets = create_shards(destination, shards).values()
+    write = partial(_write_tensor, plan, plan.touched, torch.get_num_threads())
+    changed = sum(map_in_threads(write, targets))
+    for shard in shards:
+        sync_file(destination / shard.file)
     write_index(destination, shards)
     check_written(destination, shards)
     return MergeReport(len(plan.tensors), changed, total, len(shards))
@@ -165,27 +197,16 @@ def check_space(folder: Path, tensor_bytes: int) -> None:
         )
 
 
-def _write_shard(plan: MergePlan, shard: Shard, folder: Path) -> int:
-    """Write one file and return how many of its tensors changed."""
-    changed = 0
-    with ExitStack() as files:
-        target = files.enter_context(open_shard(folder, shard))
-        for tensor in shard.tensors:
-            with FileIO(tensor.path) as source:
-                if (change := plan.changes.get(tensor.name)) is None:
-                    copy_tensor(source, tensor, target)
-                else:
-                    changed += _write_changed(source, tensor, change, target)
+def _write_tensor(plan: MergePlan, touched: frozenset[str], mean_threads: int, target: StoredTensor) -> bool:
+    """Write one tensor and say whether it differs from the base's."""
+    from gemma_ft.exporting.merging.row_changes import merged_blocks, write_rows
+
+    tensor = plan.tensors[target.name]
+    changed = False
+    if tensor.name in touched:
+        blocks = merged_blocks(tensor, plan.changes.get(tensor.name), plan.storage, mean_threads)
+        changed = write_rows(blocks, tensor, target)
+    else:
+        copy_tensor(tensor, target)
+    start_write_back(target)
     return changed
-
-
-def _write_changed(source: FileIO, tensor: StoredTensor, change: Change, target: FileIO) -> bool:
-    """Write one tensor block by block and say whether it differs from the base's."""
-    from gemma_ft.exporting.merging.row_changes import LoraRows, TrainedRows, write_rows
-
-    if isinstance(change, LoraUpdate):
-        return write_rows(source, tensor, LoraRows(change), target)
-    if not isinstance(change, StoredTensor):
-        raise NotImplementedError(type(change).__name__)
-    with FileIO(change.path) as file:
-        return write_rows(source, tensor, TrainedRows(change, file), target)

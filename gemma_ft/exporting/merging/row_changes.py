@@ -1,40 +1,40 @@
 """The arithmetic of a merge, a block of rows at a time, rounded exactly as PEFT's `merge_and_unload()`.
 
-Shape suffixes: R rows of the block, I inputs, O outputs, K rank.
+Shape suffixes: R rows of the block, I inputs, O outputs, K rank, W words of an embedding, D its width.
 """
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from io import FileIO
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.merging.changes import LoraUpdate
-from gemma_ft.exporting.merging.shards import write_all
-from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, StoredTensor, load_tensor, read_into
-
-BLOCK_ELEMENTS = 1 << 18  # the block, its float32 form and the adapter's rows stay in the processor's cache
-_FEWEST_ROWS = 16
+from gemma_ft.exporting.merging.changes import (
+    BiasUpdate,
+    Change,
+    EmbeddingUpdate,
+    LoraUpdate,
+    NewRows,
+)
+from gemma_ft.exporting.merging.held_rows import FileRows, HeldRows, open_rows
+from gemma_ft.exporting.merging.row_blocks import matrix_shape
+from gemma_ft.exporting.merging.shards import write_at
+from gemma_ft.exporting.merging.storage import TrainedStorage
+from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, StoredTensor, holds, load_tensor
 
 
 class RowChange(Protocol):
-    """A new value for each row of one tensor."""
+    """What becomes of the rows of one tensor."""
 
-    def merge_rows(self, first: int, weight_RI: torch.Tensor, out_RI: torch.Tensor) -> None:
-        """Write the new rows from `first` on.
-
-        Args:
-            first: Number of the first row.
-            weight_RI: The base's rows, in the base's number format.
-            out_RI: Where the float32 result goes.
-        """
+    def apply(self, first: int, rows_RI: torch.Tensor) -> None:
+        """Change float32 rows in place, of which the first has the number `first`."""
 
 
 class LoraRows:
-    """Add a LoRA or DoRA update to its base weight.
+    """Adds a LoRA or DoRA update to the weight it was trained on.
 
     LoRA: W + s * (B @ A) in float32. DoRA (Liu et al. 2024, equation 5): each row of that sum is scaled
     from its own length to the trained one.
@@ -45,98 +45,144 @@ class LoraRows:
         self._b_OK = load_tensor(update.b).float()
         self._magnitude_O = None if update.magnitude is None else load_tensor(update.magnitude).float()
         self._scale = update.scale
+        self._delta = torch.empty(0)
 
-    def merge_rows(self, first: int, weight_RI: torch.Tensor, out_RI: torch.Tensor) -> None:
-        """Write the merged rows from `first` on."""
-        last = first + len(out_RI)
-        torch.mm(self._b_OK[first:last], self._a_KI, out=out_RI)
-        out_RI.mul_(self._scale)  # a step of its own: fused with the sum it would round once, not twice
-        out_RI.add_(weight_RI)
+    def apply(self, first: int, rows_RI: torch.Tensor) -> None:
+        """Change rows in place."""
+        last = first + len(rows_RI)
+        if self._delta.numel() < rows_RI.numel():
+            self._delta = torch.empty(rows_RI.numel())
+        delta_RI = self._delta[: rows_RI.numel()].view_as(rows_RI)
+        torch.mm(self._b_OK[first:last], self._a_KI, out=delta_RI)
+        delta_RI.mul_(self._scale)  # a step of its own: fused with the sum it would round once, not twice
+        rows_RI.add_(delta_RI)
         if self._magnitude_O is not None:
-            length_R = torch.linalg.norm(out_RI, dim=1)
-            out_RI.mul_((self._magnitude_O[first:last] / length_R).view(-1, 1))
+            length_R = torch.linalg.norm(rows_RI, dim=1)
+            rows_RI.mul_((self._magnitude_O[first:last] / length_R).view(-1, 1))
 
 
-class TrainedRows:
-    """Put a full fine-tune's weights in the place of the base's."""
+class EmbeddingRows:
+    """Adds an adapter's update to the embedding it was trained on: E + s * (B @ A) transposed.
 
-    def __init__(self, trained: StoredTensor, file: FileIO) -> None:
-        self._trained = trained
-        self._file = file
+    PEFT rounds the update to the embedding's number format before the sum, unlike that of a linear layer.
+    """
 
-    def merge_rows(self, first: int, weight_RI: torch.Tensor, out_RI: torch.Tensor) -> None:
-        """Write the trained rows from `first` on."""
-        row_bytes = self._trained.item_bytes * out_RI.shape[1]
-        raw = bytearray(row_bytes * len(out_RI))
-        read_into(self._file, self._trained.offset + first * row_bytes, memoryview(raw))
-        rows = torch.frombuffer(raw, dtype=getattr(torch, FLOAT_NAMES[self._trained.dtype]))
-        out_RI.copy_(rows.view_as(out_RI))
+    def __init__(self, update: EmbeddingUpdate, dtype: torch.dtype) -> None:
+        self._a_WK = load_tensor(update.a).float().T
+        self._b_KD = load_tensor(update.b).float().T
+        self._scale = update.scale
+        self._dtype = dtype
+
+    def apply(self, first: int, rows_RI: torch.Tensor) -> None:
+        """Change rows in place."""
+        delta_RI = torch.mm(self._a_WK[first : first + len(rows_RI)], self._b_KD)
+        rows_RI.add_(delta_RI.mul_(self._scale).to(self._dtype))
 
 
-def write_rows(source: FileIO, tensor: StoredTensor, change: RowChange, target: FileIO) -> bool:
-    """Change a tensor of the base block by block, and write it at the target's position.
+class BiasRows:
+    """Adds an adapter's bias to the layer's own: c + s * b, in float32."""
 
-    Returns:
-        Whether any element differs from the base's.
+    def __init__(self, update: BiasUpdate) -> None:
+        self._added_O1 = load_tensor(update.values).float().mul_(update.scale).view(-1, 1)
+
+    def apply(self, first: int, rows_RI: torch.Tensor) -> None:
+        """Change rows in place, an element each."""
+        rows_RI.add_(self._added_O1[first : first + len(rows_RI)])
+
+
+class ReplacedRows:
+    """Puts trained rows in the place of the base's, and leaves the other rows."""
+
+    def __init__(self, change: NewRows, file: FileIO) -> None:
+        self._places = {row: place for place, row in enumerate(change.rows)}
+        self._values = FileRows(change.values, file)
+
+    def apply(self, first: int, rows_RI: torch.Tensor) -> None:
+        """Change rows in place."""
+        for row in self._places.keys() & range(first, first + len(rows_RI)):
+            place = self._places[row]
+            rows_RI[row - first].copy_(self._values.read(place, place + 1)[0])
+
+
+def merged_blocks(
+    tensor: StoredTensor, change: Change | None, storage: TrainedStorage | None, mean_threads: int
+) -> Iterator[tuple[int, memoryview]]:
+    """Compute a tensor of the merge, a block of rows at a time.
+
+    Args:
+        tensor: The base's tensor, whose shape and number format the result has.
+        change: What was trained; None for nothing.
+        storage: How training held the base; None to change the base as it is.
+        mean_threads: As in `open_rows`.
+
+    Yields:
+        Where the block begins, in bytes from the start of the tensor, and its bytes, valid until the next.
 
     Raises:
         ExportError: The result holds NaN or infinity.
     """
-    columns = tensor.shape[1] if len(tensor.shape) == 2 else 1
-    rows = tensor.nbytes // tensor.item_bytes // max(1, columns)
-    blocks = row_blocks(rows, columns) if tensor.nbytes else []
-    most = max((last - first for first, last in blocks), default=0) * columns
+    columns = matrix_shape(tensor)[1]
     dtype = getattr(torch, FLOAT_NAMES[tensor.dtype])
-    before, after, exact = (
-        bytearray(most * tensor.item_bytes),
-        bytearray(most * tensor.item_bytes),
-        torch.empty(most),
-    )
-    changed = False
-    for first, last in blocks:
-        count = (last - first) * columns
-        size = count * tensor.item_bytes
-        read_into(source, tensor.offset + first * columns * tensor.item_bytes, memoryview(before)[:size])
-        weight_RI = torch.frombuffer(before, dtype=dtype, count=count).view(-1, columns)
-        merged_RI = torch.frombuffer(after, dtype=dtype, count=count).view(-1, columns)
-        exact_RI = exact[:count].view(-1, columns)
-        change.merge_rows(first, weight_RI, exact_RI)
-        merged_RI.copy_(exact_RI)
-        _check_finite(merged_RI, tensor.name)
-        changed = changed or not torch.equal(merged_RI, weight_RI)
-        write_all(target, memoryview(after)[:size])
-    return changed
+    with ExitStack() as files:
+        held = _open_held(tensor, change, storage, mean_threads, files)
+        row_change = _row_change(change, held, files)
+        blocks = held.blocks()
+        most = max((last - first for first, last in blocks), default=0) * columns
+        raw, exact = bytearray(most * tensor.item_bytes), torch.empty(most)
+        for first, last in blocks:
+            count = (last - first) * columns
+            exact_RI = exact[:count].view(-1, columns).copy_(held.read(first, last))
+            if row_change is not None:
+                row_change.apply(first, exact_RI)
+            merged_RI = torch.frombuffer(raw, dtype=dtype, count=count).view_as(exact_RI).copy_(exact_RI)
+            _check_finite(merged_RI, tensor.name)
+            yield first * columns * tensor.item_bytes, memoryview(raw)[: count * tensor.item_bytes]
+
+
+def _open_held(
+    tensor: StoredTensor,
+    change: Change | None,
+    storage: TrainedStorage | None,
+    mean_threads: int,
+    files: ExitStack,
+) -> HeldRows:
+    """Read the weights that the change is made to, or that take the base's place."""
+    if isinstance(change, StoredTensor):
+        return FileRows(change, files.enter_context(FileIO(change.path)))
+    file = files.enter_context(FileIO(tensor.path))
+    if isinstance(change, NewRows):
+        return FileRows(tensor, file)  # the rows that were not trained stay the base's own
+    return open_rows(tensor, file, storage, mean_threads)
+
+
+def _row_change(change: Change | None, held: HeldRows, files: ExitStack) -> RowChange | None:
+    match change:
+        case LoraUpdate():
+            return LoraRows(change)
+        case EmbeddingUpdate():
+            return EmbeddingRows(change, held.dtype)
+        case BiasUpdate():
+            return BiasRows(change)
+        case NewRows():
+            return ReplacedRows(change, files.enter_context(FileIO(change.values.path)))
+        case _:
+            return None
 
 
 def _check_finite(merged_RI: torch.Tensor, name: str) -> None:
     low, high = torch.aminmax(merged_RI)  # NaN wins both
-    if not (torch.isfinite(low) and torch.isfinite(high)):
+    if not (math.isfinite(low.item()) and math.isfinite(high.item())):
         raise ExportError(
             f"{name} would hold NaN or infinity after the merge: the training diverged, or its result does "
             "not fit the base's number format. Export an earlier checkpoint."
         )
 
 
-def row_blocks(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Divide a matrix into blocks of about `BLOCK_ELEMENTS`, as even as can be.
-
-    No block of a divided matrix has fewer than eight rows: a product of one or two rows goes another way
-    through the linear algebra library and rounds differently from the same rows of the whole product.
-    """
-    count = max(1, -(-rows // max(_FEWEST_ROWS, BLOCK_ELEMENTS // max(1, columns))))
-    edges = [i * rows // count for i in range(count + 1)]
-    return list(pairwise(edges))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread.
-
-    Several threads would divide a block once more, down to the one or two rows that round differently.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def write_rows(blocks: Iterator[tuple[int, memoryview]], tensor: StoredTensor, target: StoredTensor) -> bool:
+    """Write the blocks of a tensor to its place, and say whether any byte differs from the base's."""
+    changed = False
+    with FileIO(tensor.path) as source, FileIO(target.path, "rb+") as file:
+        for start, piece in blocks:
+            write_at(file, target.offset + start, piece)
+            changed = changed or not holds(source, tensor.offset + start, piece)
+    return changed

@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
@@ -74,57 +73,77 @@ def header_of(shard: Shard) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-@contextmanager
-def open_shard(folder: Path, shard: Shard) -> Iterator[FileIO]:
-    """Open a shard behind its header, and bring it to the disk when the block ends well."""
-    with FileIO(folder / shard.file, "xb") as file:
-        write_all(file, memoryview(header_of(shard)))
-        yield file
+def create_shards(folder: Path, shards: Iterable[Shard]) -> dict[str, StoredTensor]:
+    """Create the files with their headers, and return where each tensor is to be written."""
+    places = {}
+    for shard in shards:
+        path, header = folder / shard.file, header_of(shard)
+        with FileIO(path, "xb") as file:
+            write_at(file, 0, memoryview(header))
+        offset = len(header)
+        for tensor in shard.tensors:
+            places[tensor.name] = replace(tensor, path=path, offset=offset)
+            offset += tensor.nbytes
+    return places
+
+
+def sync_file(path: Path) -> None:
+    """Bring a file's content to the disk."""
+    with FileIO(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
-def write_all(file: FileIO, view: memoryview) -> None:
-    """Write a whole buffer at the file's position."""
+def start_write_back(target: StoredTensor) -> None:
+    """Send a tensor that is written on its way to the disk, so that less is left to wait for in the end.
+
+    The advice itself is that the pages are not needed; Linux begins to write those that are changed.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with FileIO(target.path) as file:
+            os.posix_fadvise(file.fileno(), target.offset, target.nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def write_at(file: FileIO, offset: int, view: memoryview) -> None:
+    """Write a whole buffer at an offset."""
+    file.seek(offset)
     done = 0
     while done < len(view):
         done += file.write(view[done:])
 
 
-def copy_tensor(source: FileIO, tensor: StoredTensor, target: FileIO) -> None:
-    """Copy a tensor's bytes to the target's position, inside the kernel where it can do that."""
-    left = tensor.nbytes
-    if hasattr(os, "copy_file_range"):
-        left = _copy_in_kernel(source, tensor, target)
-    buffer = memoryview(bytearray(min(left, _COPIED_BYTES)))
-    while left:
-        piece = buffer[: min(left, _COPIED_BYTES)]
-        read_into(source, tensor.offset + tensor.nbytes - left, piece)
-        write_all(target, piece)
-        left -= len(piece)
+def copy_tensor(source: StoredTensor, target: StoredTensor) -> None:
+    """Copy a tensor's bytes to its place, inside the kernel where it can do that."""
+    with FileIO(source.path) as old, FileIO(target.path, "rb+") as new:
+        done = _copy_in_kernel(old, source, new, target) if hasattr(os, "copy_file_range") else 0
+        buffer = memoryview(bytearray(min(source.nbytes - done, _COPIED_BYTES)))
+        for start in range(done, source.nbytes, _COPIED_BYTES):
+            piece = buffer[: source.nbytes - start]
+            read_into(old, source.offset + start, piece)
+            write_at(new, target.offset + start, piece)
 
 
-def _copy_in_kernel(source: FileIO, tensor: StoredTensor, target: FileIO) -> int:
-    """Return how many bytes are left for the ordinary way."""
-    left = tensor.nbytes
-    while left:
-        offset = tensor.offset + tensor.nbytes - left
+def _copy_in_kernel(old: FileIO, source: StoredTensor, new: FileIO, target: StoredTensor) -> int:
+    """Return how many bytes it has copied; the rest is left for the ordinary way."""
+    done = 0
+    while done < source.nbytes:
         try:
-            count = os.copy_file_range(source.fileno(), target.fileno(), left, offset)
+            count = os.copy_file_range(
+                old.fileno(), new.fileno(), source.nbytes - done, source.offset + done, target.offset + done
+            )
         except OSError as problem:
             if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
-            return left  # another file system, or one that cannot do it
+            return done  # another file system, or one that cannot do it
         if not count:
-            return left
-        left -= count
-    return left
+            return done
+        done += count
+    return done
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file byte for byte, and bring it to the disk."""
     shutil.copyfile(source, target)
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
+    sync_file(target)
 
 
 def write_index(folder: Path, shards: list[Shard]) -> None:
@@ -141,7 +160,7 @@ def write_index(folder: Path, shards: list[Shard]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8 with plain line ends, and bring it to the disk."""
     with FileIO(path, "wb") as file:
-        write_all(file, memoryview(text.encode()))
+        write_at(file, 0, memoryview(text.encode()))
         os.fsync(file.fileno())
 
 

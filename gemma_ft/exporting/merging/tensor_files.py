@@ -161,16 +161,22 @@ def load_tensor(stored: StoredTensor) -> "torch.Tensor":
     return torch.frombuffer(raw, dtype=getattr(torch, FLOAT_NAMES[stored.dtype])).view(stored.shape)
 
 
+def holds(file: FileIO, offset: int, expected: memoryview) -> bool:
+    """Say whether a file has just these bytes from an offset on."""
+    found = bytearray(len(expected))
+    read_into(file, offset, memoryview(found))
+    return found == expected
+
+
 def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
     """Say whether two stored tensors are equal in format, shape and every byte."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    mine, theirs = bytearray(_COMPARED_BYTES), bytearray(_COMPARED_BYTES)
+    buffer = memoryview(bytearray(min(one.nbytes, _COMPARED_BYTES)))
     with FileIO(one.path) as first, FileIO(other.path) as second:
         for start in range(0, one.nbytes, _COMPARED_BYTES):
-            count = min(_COMPARED_BYTES, one.nbytes - start)
-            read_into(first, one.offset + start, memoryview(mine)[:count])
-            read_into(second, other.offset + start, memoryview(theirs)[:count])
-            if memoryview(mine)[:count] != memoryview(theirs)[:count]:
+            piece = buffer[: one.nbytes - start]
+            read_into(first, one.offset + start, piece)
+            if not holds(second, other.offset + start, piece):
                 return False
     return True
