@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.exporting.folder.tokenizer_files import turn_ids
+from gemma_ft.exporting.folder.tokenizer_files import find_added_tokens, turn_ids
 from gemma_ft.exporting.merging.tensor_files import read_json
 from gemma_ft.families import END_OF_TURN, START_OF_TURN
 
@@ -41,31 +41,31 @@ def register_turn_tokens(base: Path) -> dict[str, str]:
     """
     if not (base / _VOCABULARY).is_file():
         return {}
-    text = (base / _VOCABULARY).read_bytes().decode("utf-8")
+    text = (base / _VOCABULARY).read_bytes()
     ids = turn_ids(text)
     settings = read_json(base / _SETTINGS) if (base / _SETTINGS).is_file() else {}
     changed = {}
-    if (listed := _with_turns_listed(text, ids)) != text:
-        changed[_VOCABULARY] = listed
+    if listed := _with_turns_listed(text, ids):
+        changed[_VOCABULARY] = listed.decode("utf-8")
     if _lacks_turns(settings) and ids:
         changed[_SETTINGS] = _json(_with_turns_named(settings, ids))
     return changed
 
 
-def _with_turns_listed(text: str, ids: dict[str, int]) -> str:
-    key = text.find('"added_tokens"')
-    if key < 0:
-        return text
-    start = text.index("[", key)
-    tokens, end = json.JSONDecoder().raw_decode(text, start)
+def _with_turns_listed(text: bytes, ids: dict[str, int]) -> bytes | None:
+    """Build the vocabulary's file with the turn tokens among the added ones, or None where they are there."""
+    found = find_added_tokens(text)
+    if found is None:
+        return None
+    tokens, start, end = found
     special = {token["content"] for token in tokens if token.get("special")}
     missing = [token for token in _TURNS if token in ids and token not in special]
     if not missing:
-        return text
+        return None
     kept = [token for token in tokens if token["content"] not in missing]
     added = [{"id": ids[token], "content": token, **_FLAGS} for token in missing]
     listed = sorted([*kept, *added], key=lambda token: int(token["id"]))
-    return text[:start] + json.dumps(listed, indent=2, ensure_ascii=False) + text[end:]
+    return b"".join((text[:start], json.dumps(listed, indent=2, ensure_ascii=False).encode(), text[end:]))
 
 
 def _lacks_turns(settings: dict[str, Any]) -> bool:
