@@ -158,6 +158,8 @@ def test_rank_that_contradicts_the_matrices_is_refused(base, adapter):
         {"target_modules": "("},
         {"r": "four"},
         {"lora_alpha": "six"},
+        {"lora_alpha": float("inf")},
+        {"lora_alpha": float("nan")},
         {"r": 0, "rank_pattern": {}},
         {"modules_to_save": "embed_tokens"},
         {"trainable_token_indices": 5},

@@ -105,6 +105,7 @@ class AdapterSettings:
         Raises:
             ExportError: Two patterns give the module different alphas. PEFT obeys the first, but saves them
                 sorted, so the order that training had is lost.
+            ValueError: It is not finite.
         """
         found = _by_pattern(self.values.get("alpha_pattern"), module)
         if len(set(found)) > 1:
@@ -114,7 +115,10 @@ class AdapterSettings:
             )
         alpha = found[0] if found else self.values.get("lora_alpha", 8)
         rank = self.rank(module)
-        return float(alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank))
+        scale = float(alpha / (math.sqrt(rank) if self.values.get("use_rslora") else rank))
+        if not math.isfinite(scale):
+            raise ValueError(f"its alpha gives {module} the scale {scale}")
+        return scale
 
 
 def _by_pattern(patterns: Any, module: str) -> list[Any]:
