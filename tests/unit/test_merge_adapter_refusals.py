@@ -180,6 +180,13 @@ def test_copy_of_the_embedding_that_training_had_rounded_is_refused(bases, adapt
     assert_refused(base, adapter, r"embed_tokens\.base_layer\.weight differs from .* another number format")
 
 
+def test_module_saved_within_another_is_refused(bases, adapters, tmp_path):
+    adapter = adapters(tmp_path, bases(), modules_to_save=["mlp", "up_proj"])
+    assert_refused(
+        bases(), adapter, r"cannot be understood \(modules_to_save names model\.\S+mlp and, inside it, model"
+    )
+
+
 @pytest.mark.parametrize("mark", ["modules_to_save", "original_module"])
 def test_second_copy_that_differs_is_refused(mark, bases, adapters, tmp_path):
     adapter = adapters(tmp_path, bases(), modules_to_save=["model.norm"])

@@ -31,9 +31,15 @@ def is_saved(values: Mapping[str, Any], module: str) -> bool:
     """Say whether a module was trained whole, by its own name or by that of a module around it.
 
     PEFT compares the ends of names letter by letter: `norm` names `input_layernorm` too.
+
+    Raises:
+        ValueError: Both are named, which PEFT saves in a form that it cannot load.
     """
-    names = _names(values, "modules_to_save")
-    return any(around.endswith(name) for around in _with_parents(module) for name in names)
+    names = tuple(_names(values, "modules_to_save"))
+    saved = [around for around in _with_parents(module) if around.endswith(names)]
+    if len(saved) > 1:
+        raise ValueError(f"modules_to_save names {saved[0]} and, inside it, {saved[1]}")
+    return bool(saved)
 
 
 def token_rows(values: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
