@@ -136,7 +136,7 @@ CASES = {
     "another file stands beside": (
         "gemma",
         lambda folder: shutil.copy(folder / "model.safetensors", folder / "adapter_model.safetensors"),
-        r"by Ollama: adapter_model\.safetensors stands beside model\.safetensors without an index",
+        r"by vLLM: adapter_model\.safetensors stands beside model\.safetensors without an index",
     ),
     "the class is another": (
         "gemma",
@@ -238,6 +238,10 @@ def test_each_fault_is_refused_by_name(case, bases, tmp_path):
 
 
 INDEX_CASES = {
+    "a file is called otherwise": (
+        lambda index: None,
+        r"by Ollama: weights\.safetensors does not begin with model, so it is not read",
+    ),
     "the size is wrong": (
         lambda index: index["metadata"].update(total_size=5),
         r"by transformers: .*index\.json says total_size 5, but it is \d+",
@@ -257,9 +261,12 @@ def test_each_fault_of_an_index_is_refused_by_name(case, bases, tmp_path):
     index = json.loads(path.read_text())
     spoil(index)
     path.write_text(json.dumps(index))
-    if case == "a file is not named":
-        first = min(folder.glob("*.safetensors"))
-        shutil.copy(first, folder / "model-extra.safetensors")
+    extra = {
+        "a file is not named": "model-extra.safetensors",
+        "a file is called otherwise": "weights.safetensors",
+    }
+    if case in extra:
+        shutil.copy(min(folder.glob("*.safetensors")), folder / extra[case])
     with pytest.raises(ExportError, match=message):
         check_loaders(folder, bases["sharded"], FAMILY_BY_TYPE["gemma"])
 

@@ -56,14 +56,16 @@ def files_say_that_they_are_torchs(written: Written) -> Iterator[str]:
 
 
 def index_and_files_agree(written: Written) -> Iterator[str]:
-    """Ollama reads every safetensors file there is; llama.cpp's converter compares index and files."""
+    """VLLM reads every safetensors file where no index chooses; llama.cpp's converter compares the two."""
     files = {path.name for path in _weight_files(written.folder)}
     index_path = written.folder / INDEX_FILE
     if not index_path.is_file():
         if files != {SINGLE_FILE}:
             odd = min(files - {SINGLE_FILE})
-            raise written.refusal("Ollama", f"{odd} stands beside {SINGLE_FILE} without an index")
+            raise written.refusal("vLLM", f"{odd} stands beside {SINGLE_FILE} without an index")
         return
+    if unknown := sorted(name for name in files if not name.startswith("model")):
+        raise written.refusal("Ollama", f"{unknown[0]} does not begin with model, so it is not read")
     index = read_json(index_path)
     if odd_files := sorted(files ^ set(index["weight_map"].values())):
         raise written.refusal("llama.cpp's converter", f"{INDEX_FILE} and {odd_files[0]} disagree")
