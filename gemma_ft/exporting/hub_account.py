@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LOG_IN = "run `hf auth login` or set HF_TOKEN"
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TOKENS = "https://huggingface.co/settings/tokens"
 _READ_ONLY = (
     f"is refused: the token in use may not write there. Make one that may at {_TOKENS}, then {_LOG_IN}."
@@ -143,9 +144,7 @@ def _unreachable(kinds: set[str], status: int | None) -> str | None:
     from huggingface_hub import constants
 
     if "OfflineModeIsEnabled" in kinds:
-        switch = (
-            f"HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']}" if "HF_HUB_OFFLINE" in os.environ else "a switch"
-        )
+        switch = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
         return (
             f"cannot be uploaded to, since {switch} forbids asking the hub. Unset it, or leave the key out."
         )

@@ -249,6 +249,11 @@ def test_another_token_is_not_accepted(tmp_path):
 
 
 REFUSALS = {
+    "offline by another name": (
+        {"TRANSFORMERS_OFFLINE": "1"},
+        200,
+        "cannot be uploaded to, since TRANSFORMERS_OFFLINE forbids asking the hub. Unset it,",
+    ),
     "no token": (
         {"HF_TOKEN": ""},
         200,
@@ -260,7 +265,7 @@ REFUSALS = {
     "offline": (
         {"HF_HUB_OFFLINE": "1"},
         200,
-        "cannot be uploaded to, since HF_HUB_OFFLINE=1 forbids asking the hub. Unset it, or leave the key",
+        "cannot be uploaded to, since HF_HUB_OFFLINE forbids asking the hub. Unset it, or leave the key out.",
     ),
 }
 
