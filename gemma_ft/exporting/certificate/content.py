@@ -1,0 +1,134 @@
+"""What a certificate says: the measured figures, in words that claim nothing else."""
+
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from gemma_ft.exporting.certificate.bounds import why_not_gated
+from gemma_ft.exporting.certificate.comparison import Comparison
+from gemma_ft.exporting.certificate.rows import Source
+from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG
+from gemma_ft.exporting.merging.merge import MergePlan
+from gemma_ft.exporting.merging.storage import TrainedStorage
+from gemma_ft.exporting.merging.verify import Exactness
+
+SCHEMA = 1
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+_SOURCES = {"held_out": "held-out rows of the run's data", "training": "rows of the run's training data"}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All that a certificate rests on."""
+
+    plan: MergePlan
+    trained_storage: TrainedStorage | None
+    source: Source
+    exactness: Exactness
+    comparison: Comparison
+    bound: float
+    stops: list[int]
+
+    @property
+    def adapter(self) -> bool:
+        """Whether an adapter was merged, rather than a whole model trained."""
+        return (self.plan.trained / ADAPTER_CONFIG).is_file()
+
+    @property
+    def base(self) -> str:
+        """Return `export.base` as it was carried out."""
+        same = self.trained_storage is None or self.plan.storage is not None
+        return "trained" if same else "original"
+
+
+def describe(findings: Findings) -> dict[str, Any]:
+    """Build the content of certificate.json."""
+    found, exact = findings.comparison, findings.exactness
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "compared": f"{_merged(findings)}, against the exported folder re-loaded from disk, both in float32",
+        "base": findings.base,
+        "quantization": _quantization(findings.trained_storage),
+        "rows": {
+            "source": findings.source,
+            "count": found.rows,
+            "predicted_tokens": found.tokens,
+            "learned_tokens": found.learned_tokens,
+        },
+        "difference": asdict(found.difference)
+        | {"kl_bound": findings.bound, "kl_over_bound": found.difference.kl_mean / findings.bound},
+        "noise_floor": {"compared": "the exported folder in float32 against itself in bfloat16"}
+        | asdict(found.noise),
+        "loss": {
+            "source": findings.source,
+            "trained": found.loss_trained,
+            "exported": found.loss_exported,
+        },
+        "tensors": {
+            "changed": exact.changed,
+            "unchanged": exact.unchanged,
+            "differing": len(exact.differing),
+        },
+        "greedy": asdict(found.greedy),
+        "stop": {
+            "tokens": findings.stops,
+            "generation_stops_at_each": True,
+            "likeliest_at_ends_of_answers": asdict(found.ends),
+        },
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    if found.as_trained is not None:
+        assert findings.trained_storage is not None
+        content["as_trained"] = {
+            "compared": f"{_as_trained(findings.trained_storage)}, against the exported folder",
+            "gated": False,
+            "why": why_not_gated(findings.plan.storage, findings.trained_storage),
+            **asdict(found.as_trained),
+        }
+    return content
+
+
+def summarize(findings: Findings) -> list[str]:
+    """Build the lines for the model card."""
+    found, exact = findings.comparison, findings.exactness
+    greedy, rows = found.greedy, _SOURCES[findings.source]
+    lines = [
+        f"Measured on {found.rows} {rows} ({found.tokens} tokens): {_merged(findings)}, against this "
+        "checkpoint.",
+        f"KL divergence {found.difference.kl_mean:.1e} nats a token (bound {findings.bound:.1e}; the same "
+        f"checkpoint in bfloat16 instead of float32: {found.noise.kl_mean:.1e}).",
+        f"Loss {found.loss_trained:.4f} as trained, {found.loss_exported:.4f} exported. Greedy tokens equal: "
+        f"{greedy.equal} of {greedy.tokens} over {greedy.prompts} prompts.",
+        f"{exact.changed} tensors changed and {exact.unchanged} equal to the base's, each as computed. "
+        f"Generation stops at {', '.join(map(str, findings.stops))}.",
+    ]
+    if found.as_trained is not None:
+        assert findings.trained_storage is not None
+        lines.append(
+            f"KL divergence from {_as_trained(findings.trained_storage)}: {found.as_trained.kl_mean:.1e} "
+            f"({why_not_gated(findings.plan.storage, findings.trained_storage)})."
+        )
+    return lines
+
+
+def _merged(findings: Findings) -> str:
+    if not findings.adapter:
+        return "the trained model"
+    storage = findings.plan.storage
+    if storage is None:
+        held = "the base" if findings.trained_storage is None else "the original base"
+    else:
+        held = f"the base as training held it ({storage.method.value}, dequantised)"
+    return f"{held} with the adapter on it, unmerged"
+
+
+def _as_trained(storage: TrainedStorage) -> str:
+    arithmetic = ", by bitsandbytes' own int8 products" if storage.method.value == "int8" else ", dequantised"
+    return f"the base in {storage.method.value} as training held it{arithmetic}, with the adapter unmerged"
+
+
+def _quantization(storage: TrainedStorage | None) -> dict[str, Any]:
+    if storage is None:
+        return {"method": "none"}
+    kind: dict[str, Any] = {"method": storage.method.value, "dtype": storage.dtype}
+    return kind | ({"double_quant": storage.double_quant} if storage.method.value == "nf4" else {})

@@ -1,0 +1,262 @@
+"""Certificates of small exports: right ones pass, and each planted fault is caught."""
+
+import functools
+import json
+import logging
+import shutil
+
+import pytest
+import torch
+from export_models import build_adapter, build_base, edit_json, edit_tensors
+
+from gemma_ft.config.schema import QuantizationMethod
+from gemma_ft.errors import ExportError
+from gemma_ft.exporting.certificate.bounds import kl_bound
+from gemma_ft.exporting.certificate.certify import certify, check_bound, stop_tokens
+from gemma_ft.exporting.certificate.comparison import MOST_POSITIONS, MOST_ROWS, window
+from gemma_ft.exporting.certificate.rows import CertificateRow, CertificateRows
+from gemma_ft.exporting.merging import verify
+from gemma_ft.exporting.merging.merge import plan_merge, write_merge
+from gemma_ft.exporting.merging.storage import TrainedStorage
+
+HELD = {
+    "none": None,
+    "int8": TrainedStorage(method=QuantizationMethod.int8, double_quant=False, dtype="bfloat16"),
+    "nf4": TrainedStorage(method=QuantizationMethod.nf4, double_quant=True, dtype="bfloat16"),
+}
+
+
+def draw_rows(source="held_out", lengths=(20, 33, 12, 40, 25)):
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for length in lengths:
+        ids = [2, *torch.randint(3, 105, (length,), generator=generator).tolist(), 107]
+        made.append(CertificateRow(tuple(ids), (*[-100] * 6, *ids[6:])))
+    return CertificateRows(source, tuple(made))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base and an adapter of each kind, made once."""
+
+    @functools.cache
+    def make(model_type="gemma", dtype="bfloat16", **settings):
+        folder = tmp_path_factory.mktemp("models")
+        base = build_base(folder / "base", model_type, dtype)
+        stops = [1, 106 if model_type == "gemma3_text" else 107]
+        edit_json(base / "generation_config.json", eos_token_id=stops, pad_token_id=0)
+        return base, build_adapter(base, folder / "adapter", **settings)
+
+    return make
+
+
+def export(base, trained, storage, folder):
+    folder.mkdir()
+    for name in ("config.json", "generation_config.json"):
+        shutil.copy(base / name, folder / name)
+    plan = plan_merge(base, trained, storage)
+    write_merge(plan, folder, shard_bytes=10**9)
+    return plan
+
+
+@pytest.fixture
+def only_measured(monkeypatch):
+    """Leave finding a fault to the measures, not to the comparison of every tensor."""
+    monkeypatch.setattr(verify, "verify_merge", lambda plan, folder: verify.Exactness(0, 0, ()))
+
+
+@pytest.mark.parametrize(
+    ("held", "merged"),
+    [("none", "none"), ("int8", "int8"), ("int8", "none"), ("nf4", "nf4"), ("nf4", "none")],
+)
+def test_right_exports_pass(held, merged, models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, HELD[merged], tmp_path / "out")
+    made = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD[held])
+    content = json.loads(json.dumps(made.content))
+    assert content["base"] == ("trained" if held == merged else "original")
+    assert content["quantization"]["method"] == held
+    assert content["rows"] == {
+        "source": "held_out",
+        "count": 5,
+        "predicted_tokens": 135,
+        "learned_tokens": 110,
+    }
+    assert 0 < content["difference"]["kl_over_bound"] < 0.5
+    assert content["difference"]["kl_mean"] < content["noise_floor"]["kl_mean"]
+    assert content["loss"]["exported"] == pytest.approx(content["loss"]["trained"], abs=0.05)
+    assert content["tensors"] == {"changed": 14, "unchanged": 6, "differing": 0}
+    assert content["stop"]["tokens"] == [107, 1]
+    assert content["stop"]["likeliest_at_ends_of_answers"]["answers"] == 5
+    assert ("as_trained" in content) == (held == "int8" or held != merged)
+    assert 2 <= len(made.summary) <= 6
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_later_generations_pass(model_type, models, tmp_path):
+    base, adapter = models(model_type)
+    plan = export(base, adapter, None, tmp_path / "out")
+    content = certify(plan, tmp_path / "out", draw_rows(), trained_storage=None).content
+    assert 0 < content["difference"]["kl_over_bound"] < 0.5
+    assert content["stop"]["tokens"] == [106 if model_type == "gemma3_text" else 107, 1]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_finer_formats_have_a_closer_bound_and_pass(dtype, models, tmp_path):
+    base, adapter = models(dtype=dtype)
+    plan = export(base, adapter, None, tmp_path / "out")
+    found = certify(plan, tmp_path / "out", draw_rows(), trained_storage=None).content
+    assert found["difference"]["kl_over_bound"] < 0.5
+    assert found["difference"]["kl_bound"] < found["noise_floor"]["kl_mean"] / 10
+
+
+def test_full_fine_tunes_pass(models, tmp_path):
+    base, trained = models()[0], build_base(tmp_path / "trained", dtype="float32")
+    edit_tensors(
+        trained / "model.safetensors",
+        lambda tensors: {name: value * 1.01 for name, value in tensors.items()},
+    )
+    plan = export(base, trained, None, tmp_path / "out")
+    made = certify(plan, tmp_path / "out", draw_rows(), trained_storage=None)
+    assert made.content["compared"].startswith("the trained model, against the exported folder")
+    assert 0 < made.content["difference"]["kl_over_bound"] < 0.5
+
+
+def test_distance_to_the_model_as_trained_is_reported_without_a_gate(models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    made = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["nf4"])
+    assert made.content["as_trained"]["kl_mean"] > made.content["difference"]["kl_bound"]
+    assert made.content["as_trained"]["gated"] is False
+    assert "original base" in made.content["as_trained"]["why"]
+    assert "nf4" in made.summary[-1]
+
+
+def leave_out(adapter):
+    def change(tensors):
+        return {name: value * ("lora_B" not in name) for name, value in tensors.items()}
+
+    edit_tensors(adapter / "adapter_model.safetensors", change)
+
+
+def scale(adapter):
+    alpha = json.loads((adapter / "adapter_config.json").read_text())["lora_alpha"]
+    edit_json(adapter / "adapter_config.json", lora_alpha=1.05 * alpha)
+
+
+def swap(adapter):
+    edit_tensors(
+        adapter / "adapter_model.safetensors",
+        lambda tensors: {name: value.flip(0).contiguous() for name, value in tensors.items()},
+    )
+
+
+@pytest.mark.parametrize("model_type", ["gemma", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("fault", [leave_out, scale, swap])
+@pytest.mark.usefixtures("only_measured")
+def test_another_adapter_than_the_trained_one_is_caught_by_its_answers(fault, model_type, models, tmp_path):
+    base, adapter = models(model_type)
+    bad = shutil.copytree(adapter, tmp_path / "bad")
+    fault(bad)
+    export(base, bad, None, tmp_path / "out")
+    with pytest.raises(ExportError, match=r"finds KL .* against a bound of .* times it\)\. Export again"):
+        certify(plan_merge(base, adapter), tmp_path / "out", draw_rows(), trained_storage=None)
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_shuffled_rows_of_one_linear_are_caught_by_its_answers(models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    edit_tensors(
+        tmp_path / "out" / "model.safetensors",
+        lambda tensors: tensors | {name: tensors[name].flip(0).contiguous()},
+    )
+    with pytest.raises(ExportError, match="finds KL"):
+        certify(plan, tmp_path / "out", draw_rows(), trained_storage=None)
+
+
+@pytest.mark.usefixtures("only_measured")
+def test_merge_onto_the_original_base_called_trained_is_caught_for_nf4(models, tmp_path):
+    base, adapter = models()
+    export(base, adapter, None, tmp_path / "out")
+    plan = plan_merge(base, adapter, HELD["nf4"])
+    with pytest.raises(ExportError, match="finds KL"):
+        certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["nf4"])
+
+
+def test_one_bit_of_one_tensor_is_caught(models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ExportError, match=r"finds \S+ on disk other than the merge computes it \(1 such\)\."):
+        certify(plan, tmp_path / "out", draw_rows(), trained_storage=None)
+
+
+def test_folder_that_does_not_stop_is_caught(models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    edit_json(tmp_path / "out" / "generation_config.json", eos_token_id=[1])
+    with pytest.raises(ExportError, match="made the export say token 107, and it did not stop there"):
+        certify(plan, tmp_path / "out", draw_rows(), trained_storage=None)
+
+
+def test_certificate_needs_rows(models, tmp_path):
+    base, adapter = models()
+    with pytest.raises(
+        ExportError, match=r"has no rows to measure on\. Export with export\.certificate=none"
+    ):
+        certify(plan_merge(base, adapter), tmp_path, CertificateRows("held_out", ()), trained_storage=None)
+
+
+def test_export_that_is_not_a_number_is_beyond_every_bound():
+    with pytest.raises(ExportError, match="finds KL nan"):
+        check_bound(float("nan"), 1.0)
+    with pytest.raises(ExportError, match=r"finds KL 0\.3 .* bound of 0\.1 \(3 times it\)"):
+        check_bound(0.3, 0.1)
+    check_bound(0.1, 0.1)
+
+
+def test_bound_follows_the_coarsest_format_that_was_merged():
+    assert kl_bound(1e-3, ["F32", "BF16"]) == kl_bound(1e-3, ["BF16"]) > kl_bound(1e-3, ["F16"])
+    assert kl_bound(1e-3, ["F16"]) > kl_bound(1e-3, ["F32"]) == kl_bound(1e-3, [])
+
+
+def test_certificates_of_training_rows_say_so(models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    made = certify(plan, tmp_path / "out", draw_rows("training"), trained_storage=None)
+    assert made.content["rows"]["source"] == made.content["loss"]["source"] == "training"
+    assert "training data" in made.summary[0]
+    assert "held" not in " ".join(made.summary)
+
+
+def test_certificates_are_the_same_each_time_and_leave_nothing_behind(models, tmp_path, recwarn, caplog):
+    base, adapter = models()
+    plan = export(base, adapter, HELD["int8"], tmp_path / "out")
+    level, threads = logging.getLogger("transformers").level, torch.get_num_threads()
+    first = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["int8"])
+    assert first == certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["int8"])
+    assert logging.getLogger("transformers").level == level
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+    assert [str(warning.message) for warning in recwarn] == []
+    assert {record.name for record in caplog.records} <= {"gemma_ft"}
+
+
+def test_stop_tokens_are_the_familys_and_the_configs(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text", "eos_token_id": [1, 106]}))
+    assert stop_tokens(tmp_path) == [106, 1]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma"}))
+    assert stop_tokens(tmp_path) == [107]
+
+
+def test_recorded_rows_are_cut_to_what_one_pass_takes():
+    rows = draw_rows(lengths=(500,) * 12).rows
+    cut = window(rows)
+    assert len(cut) == MOST_ROWS
+    assert sum(len(row.input_ids) for row in cut) == MOST_POSITIONS
+    assert [len(row.input_ids) for row in window(rows[:2])] == [502, 502]
