@@ -174,6 +174,14 @@ def test_embedding_with_added_words_is_refused(bases, adapters, tmp_path):
     assert_refused(bases(), adapter, r"embed_tokens\.weight differs from the base's, .* or words were added")
 
 
+def test_copy_of_the_embedding_in_another_shape_is_refused(bases, adapters, tmp_path):
+    base = bases(tied=False)
+    adapter = adapters(tmp_path, base, target_modules=["embed_tokens"])
+    name = f"{EMBEDDING}.base_layer.weight"
+    edit(adapter, lambda tensors: tensors.update({name: tensors[name].view(64, -1)}))
+    assert_refused(base, adapter, r"embed_tokens\.base_layer\.weight differs from the base's")
+
+
 def test_copy_of_the_embedding_that_training_had_rounded_is_refused(bases, adapters, tmp_path):
     base = bases(tied=False, dtype="float32")
     adapter = adapters(tmp_path, base, target_modules=["embed_tokens"], base_dtype=torch.bfloat16)
@@ -301,7 +309,7 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
