@@ -136,8 +136,9 @@ def test_no_local_path_is_left(adapter, base, tmp_path, caplog):
     assert 'from_pretrained("<the base>", dtype="auto")' in (adapter / "README.md").read_text()
 
 
-def test_a_hub_id_needs_no_warning(adapter, base, caplog):
-    export(adapter, base)
+@pytest.mark.parametrize("name", ["google/gemma-2b-it", "bundled:tiny"])
+def test_a_base_that_everybody_can_have_needs_no_warning(name, adapter, base, caplog):
+    export(adapter, base, replace(ORIGIN, base_name=name))
     assert not caplog.records
 
 

@@ -60,7 +60,7 @@ def export_adapter(adapter: Path, *, base: Path, family: Family, origin: Origin)
             raise ExportError(f"{adapter / name} was written, but reads back differently. Export again.")
     _check_settings(adapter)
     _check_tokenizer(adapter, family)
-    if origin.base_id is None:
+    if origin.base_id is None and not origin.bundled:
         logger.warning(
             "%s: the base has no hub id, so nothing names it. Fill in base_model_name_or_path by hand "
             "before you publish it.",
@@ -155,6 +155,9 @@ def _is_finite(file: FileIO, tensor: StoredTensor) -> bool:
 
 def _check_settings(adapter: Path) -> None:
     """Read the settings as PEFT will."""
+    from gemma_ft.modeling.libraries import quiet_bitsandbytes
+
+    quiet_bitsandbytes()  # peft imports it
     from peft import LoraConfig
 
     try:
