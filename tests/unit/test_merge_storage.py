@@ -1,5 +1,7 @@
 """The base as training held it, against transformers' own quantised models, and merges onto it."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -165,6 +167,34 @@ def test_mean_of_the_scales_is_summed_by_as_many_threads_as_the_model_would_use(
     assert not torch.equal(found, held_rows._through_8bit(scales.clone(), 1))
     assert torch.equal(found, held_rows._through_8bit(scales.clone(), 2))
     assert torch.get_num_threads() == 1
+
+
+FROM_MANY_THREADS = """
+import sys, threading, torch
+from pathlib import Path
+from gemma_ft.config.schema import QuantizationMethod
+from gemma_ft.exporting.merging.storage import TrainedStorage, load_as_trained
+from gemma_ft.exporting.merging.tensor_files import read_header
+
+(tensor,) = read_header(Path(sys.argv[1])).values()
+storage = TrainedStorage(method=QuantizationMethod.nf4, double_quant=True, dtype="bfloat16")
+outs = [torch.full(tensor.shape, 7.0) for _ in range(8)]
+threads = [threading.Thread(target=load_as_trained, args=(tensor, storage, out)) for out in outs]
+assert "bitsandbytes" not in sys.modules
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(torch.equal(out, outs[0]) for out in outs), float(outs[0].abs().max()))
+"""
+
+
+def test_first_use_of_bitsandbytes_may_come_from_many_threads_at_once(tmp_path):
+    save_weight(tmp_path, torch.eye(64, dtype=torch.bfloat16))
+    command = [sys.executable, "-c", FROM_MANY_THREADS, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["8", "1.0"]
+    assert done.stderr == ""
 
 
 KINDS = {"lora": {}, "rslora": {"use_rslora": True, "r": 6}, "dora": {"use_dora": True}}

@@ -5,6 +5,7 @@ arithmetic; here the tensor is only divided, at the borders of its blocks.
 """
 
 from io import FileIO
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -17,6 +18,7 @@ from gemma_ft.modeling.libraries import quiet_bitsandbytes
 
 _NF4_BLOCK = 64  # weights that share a scale
 _SCALE_BLOCK = 256  # scales that share a scale, with double quantisation
+_IMPORTING = Lock()
 
 
 class HeldRows(Protocol):
@@ -48,12 +50,19 @@ def open_rows(
     cast = CastRows(stored, getattr(torch, storage.dtype))
     if not is_quantised(tensor.name, storage):
         return cast
-    quiet_bitsandbytes()
+    _import_bitsandbytes()
     if storage.method is QuantizationMethod.int8:
         return Int8Rows(cast)
     if storage.double_quant:
         return DoubleQuantRows(cast, mean_threads)
     return Nf4Rows(cast)
+
+
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes whole before any of it is used: a second thread would find its kernels missing."""
+    with _IMPORTING:
+        quiet_bitsandbytes()
+        import bitsandbytes  # noqa: F401
 
 
 class FileRows:
