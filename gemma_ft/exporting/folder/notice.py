@@ -31,7 +31,7 @@ def build_notice(
         template_added: Whether the base's tokenizer had no chat template.
         turns_registered: Whether a file of the tokenizer had to be rewritten.
     """
-    merged = f", merged into {origin.merged_onto}" if origin.adapter != "none" else ""
+    merged = f",\nmerged into {origin.merged_onto}" if origin.adapter != "none" else ""
     lines = [
         *_terms(family, origin),
         f"The weights were modified by fine-tuning {origin.base_words}:",
