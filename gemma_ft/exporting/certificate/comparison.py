@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gemma_ft.config.schema import QuantizationMethod
 from gemma_ft.exporting.certificate.generation import (
     Greedy,
     generate_greedily,
@@ -14,7 +15,7 @@ from gemma_ft.exporting.certificate.generation import (
     prompts_of,
 )
 from gemma_ft.exporting.certificate.measures import Difference, Side, SideTotals, measure
-from gemma_ft.exporting.certificate.passes import Streamed, build_batch, open_folder, open_trained
+from gemma_ft.exporting.certificate.passes import Batch, build_batch, open_folder, open_trained
 from gemma_ft.exporting.certificate.rows import UNLEARNED, CertificateRow, cut_row
 from gemma_ft.exporting.merging.merge import MergePlan
 from gemma_ft.exporting.merging.storage import TrainedStorage
@@ -96,29 +97,11 @@ def compare(
         stops: The tokens that end an answer.
     """
     batch = build_batch(rows)
-    exported = open_folder(folder)
-    logger.info("certificate: generating %d tokens for each of %d prompts", NEW_TOKENS, PROMPTS)
-    greedy = generate_greedily(
-        exported.model, load_generation_config(folder), prompts_of(rows, PROMPTS), NEW_TOKENS
-    )
-    logger.info("certificate: the export on %d rows, in float32 and in bf16", len(rows))
-    sides = [exported.side(batch.states(exported))]
-    half = open_folder(folder, torch.bfloat16)
-    sides.append(half.side(batch.states(half)))
-    logger.info("certificate: the trained model on the same rows")
-    trained = _open_references(plan, trained_storage)
-    said_GD: torch.Tensor | None = None
-    with_said = build_batch([*rows, *map(_as_row, greedy)])
-    for reference in trained:
-        last = reference is trained[-1]
-        states = (with_said if last else batch).states(reference)
-        sides.append(reference.side(states[: len(batch.targets)]))
-        said_GD = states[len(batch.targets) :]
+    exported, greedy = _run_export(folder, rows, batch)
+    trained, said = _run_trained(plan, trained_storage, rows, batch, greedy)
     logger.info("certificate: comparing their answers over the vocabulary")
-    pairs = [(2, 0), (0, 1), (len(sides) - 1, 0)]
-    totals, found = measure(sides, pairs, batch.targets)
-    assert said_GD is not None
-    said = Side(sides[-1].head, said_GD, sides[-1].softcap)
+    sides = [*exported, *trained]
+    totals, found = measure(sides, [(2, 0), (0, 1), (len(sides) - 1, 0)], batch.targets)
     return Comparison(
         rows=len(rows),
         tokens=len(batch.targets),
@@ -129,16 +112,43 @@ def compare(
         loss_trained=totals[-1].loss(batch.learned),
         loss_exported=totals[0].loss(batch.learned),
         greedy=_agreement(said, greedy),
-        ends=_ends(batch.targets, batch.learned, totals[-1], totals[0], stops),
+        ends=_ends(batch, totals[-1], totals[0], stops),
     )
 
 
-def _open_references(plan: MergePlan, trained_storage: TrainedStorage | None) -> list[Streamed]:
-    """Open what was merged, unmerged, and where training computed with another, that one after it."""
-    references = [open_trained(plan.base, plan.trained, plan.storage)]
-    if trained_storage is not None and (plan.storage is None or trained_storage.method == "int8"):
-        references.append(open_trained(plan.base, plan.trained, trained_storage, int8_arithmetic=True))
-    return references
+def _run_export(
+    folder: Path, rows: Sequence[CertificateRow], batch: Batch
+) -> tuple[list[Side], list[Greedy]]:
+    """Run the export in float32 and in bf16, and let it continue prompts in float32."""
+    logger.info("certificate: letting the export continue %d prompts by %d tokens", PROMPTS, NEW_TOKENS)
+    exported = open_folder(folder)
+    settings = load_generation_config(folder)
+    greedy = generate_greedily(exported.model, settings, prompts_of(rows, PROMPTS), NEW_TOKENS)
+    logger.info("certificate: running the export on %d rows, in float32 and in bf16", len(rows))
+    half = open_folder(folder, torch.bfloat16)
+    return [each.side(batch.states(each)) for each in (exported, half)], greedy
+
+
+def _run_trained(
+    plan: MergePlan,
+    storage: TrainedStorage | None,
+    rows: Sequence[CertificateRow],
+    batch: Batch,
+    greedy: Sequence[Greedy],
+) -> tuple[list[Side], Side]:
+    """Run what was merged, unmerged, and last the model as training computed it, where that is another.
+
+    Returns:
+        Their answers to the rows, and the last one's to what the export generated.
+    """
+    logger.info("certificate: running the trained model on the same rows")
+    models = [open_trained(plan.base, plan.trained, plan.storage)]
+    if storage is not None and (plan.storage is None or storage.method is QuantizationMethod.int8):
+        models.append(open_trained(plan.base, plan.trained, storage, int8_arithmetic=True))
+    sides = [each.side(batch.states(each)) for each in models[:-1]]
+    states = build_batch([*rows, *map(_as_row, greedy)]).states(models[-1])
+    count = len(batch.targets)
+    return [*sides, models[-1].side(states[:count])], models[-1].side(states[count:])
 
 
 def _as_row(said: Greedy) -> CertificateRow:
@@ -165,15 +175,9 @@ def _agreement(said: Side, greedy: Sequence[Greedy]) -> GreedyAgreement:
     return GreedyAgreement(len(greedy), len(same_T), equal, first, gap)
 
 
-def _ends(
-    targets_T: torch.Tensor,
-    learned_T: torch.Tensor,
-    trained: SideTotals,
-    exported: SideTotals,
-    stops: Sequence[int],
-) -> Ends:
+def _ends(batch: Batch, trained: SideTotals, exported: SideTotals, stops: Sequence[int]) -> Ends:
     stopping = torch.tensor(list(stops))
-    at_end = torch.isin(targets_T, stopping) & learned_T
+    at_end = torch.isin(batch.targets, stopping) & batch.learned
 
     def count(totals: SideTotals) -> int:
         return int(torch.isin(totals.best[at_end], stopping).sum())
