@@ -3,17 +3,15 @@
 import logging
 import os
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import load_config
-from gemma_ft.config.export import ExportMethod
+from gemma_ft.config.export import ExportConfig, ExportMethod
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import ConfigError, RunError
-from gemma_ft.exporting.folder.card import Origin
-from gemma_ft.exporting.folder.checkpoint import export_checkpoint
-from gemma_ft.runs import RunFolder, Stage, State, open_run, read_json
+from gemma_ft.families import Family
+from gemma_ft.runs import RunFolder, Stage, State, open_run
 
 if TYPE_CHECKING:
     from gemma_ft.modeling.checkpoint import Checkpoint
@@ -31,25 +29,25 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
         overrides: `export.*` keys, and `model.path` where the base has moved.
 
     Returns:
-        The folder of the merged checkpoint.
+        The folder of the merged checkpoint, or of the adapter.
 
     Raises:
         GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
     """
     folder = run if isinstance(run, RunFolder) else open_run(run)
     _check_overrides(overrides)
+    if load_config(folder.config).export.method is ExportMethod.none:
+        overrides = ("export=merged", *overrides)
     config = load_config(folder.config, *overrides)
-    if config.export.method is ExportMethod.none:
-        config.export.method = ExportMethod.merged
     folder.lock()
     try:
-        merged = export_run(folder, config)
+        made = export_run(folder, config)
     finally:
         folder.unlock()
     status = folder.read_status()
     if status is not None and status.stage in (Stage.trained, Stage.exporting):
         folder.write_status(State.finished, Stage.finished)
-    return merged
+    return made
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -64,60 +62,71 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         raise ConfigError(*problems)
 
 
+def check_export(export: ExportConfig, family: Family) -> None:
+    """Refuse before hours of work what the export could not do at their end.
+
+    Raises:
+        GemmaFTError: A package is missing, or the repository cannot be written to.
+    """
+    if export.formats:
+        from gemma_ft.exporting.formats.write import check_formats
+
+        check_formats(export.formats, family)
+    if export.push_to_hub is not None:
+        from gemma_ft.exporting.publish import check_push
+
+        check_push(export.push_to_hub, private=export.private)
+
+
 def export_run(run: RunFolder, config: RunConfig) -> Path:
-    """Merge what a run has trained into its base, as `config.export` says.
+    """Export what a run has trained, as `config.export` says.
 
     Raises:
         GemmaFTError: There is nothing trained in the folder, or it cannot be exported.
     """
-    from gemma_ft.exporting.folder.contract import check_contract
-    from gemma_ft.modeling.checkpoint import fetch_weights, find_checkpoint
+    from gemma_ft.modeling.checkpoint import find_checkpoint
 
     if not run.trained.is_dir():
         raise RunError(
             f"{run.path} has no trained weights yet. Train to the end first: the same line goes on."
         )
     checkpoint = find_checkpoint(run.pin(config.model))
-    report = export_checkpoint(
-        base=fetch_weights(checkpoint),
-        trained=run.trained,
-        destination=run.merged,
+    check_export(config.export, checkpoint.family)
+    if config.export.method is ExportMethod.adapter:
+        made = _export_adapter(run, config, checkpoint)
+    else:
+        made = _export_merged(run, config, checkpoint)
+    if config.export.push_to_hub is not None:
+        from gemma_ft.exporting.publish import push_to_hub
+
+        address = push_to_hub(made, config.export.push_to_hub, private=config.export.private)
+        logger.info("uploaded %s to %s", made, address)
+    return made
+
+
+def _export_adapter(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> Path:
+    from gemma_ft.exporting.folder.adapter_folder import export_adapter
+    from gemma_ft.exporting.origin import describe_origin
+
+    if not run.adapter.is_dir():
+        raise RunError(f"{run.path} has no adapter: every weight was trained. Use export=merged.")
+    export_adapter(
+        run.adapter,
+        base=checkpoint.folder,
         family=checkpoint.family,
-        origin=_origin(run, config, checkpoint.hub_id, checkpoint.revision),
-        shard_bytes=config.export.shard_bytes(),
-        check=lambda folder: check_contract(
-            folder, run.merged, checkpoint.family, _trained_sample_sha256(run, checkpoint)
-        ),
+        origin=describe_origin(run, config, checkpoint),
     )
-    logger.info(
-        "exported %s: %d tensors, %d of them changed, in %d file(s)",
-        run.merged,
-        report.tensors,
-        report.changed,
-        report.shards,
-    )
+    logger.info("exported %s: the adapter, ready to publish", run.adapter)
+    return run.adapter
+
+
+def _export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> Path:
+    from gemma_ft.exporting.merged import export_merged
+
+    export_merged(run, config, checkpoint)
+    for name in config.export.formats:
+        from gemma_ft.exporting.formats.write import write_format
+
+        made = write_format(name, run.merged, run.path / name, family=checkpoint.family)
+        logger.info("exported %s", made)
     return run.merged
-
-
-def _trained_sample_sha256(run: RunFolder, checkpoint: "Checkpoint") -> str:
-    """Return what `sample_sha256` gave when the run began, or without such a record, what it gives now."""
-    from gemma_ft.data.tokens.contract import sample_sha256
-    from gemma_ft.modeling.checkpoint import load_tokenizer
-
-    facts = read_json(run.data) if run.data.is_file() else {}
-    recorded = (facts.get("contract") or {}).get("sample_sha256")
-    return str(recorded or sample_sha256(load_tokenizer(checkpoint)))
-
-
-def _origin(run: RunFolder, config: RunConfig, base: str | None, revision: str | None) -> Origin:
-    losses = run.held_out_losses()
-    return Origin(
-        base_name=base,
-        base_revision=revision,
-        data=read_json(run.data) if run.data.is_file() else {},
-        name=config.name,
-        quantization=config.quantization.method.value,
-        adapter=config.adapter.method.value,
-        held_out_loss=(losses[0], losses[-1]) if losses else None,
-        day=date.today().isoformat(),
-    )

@@ -7,6 +7,7 @@ from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, read_json, write_json
 from gemma_ft.training.layout import Layout
+from gemma_ft.training.record import record_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -45,6 +46,7 @@ def prepare_rows(
         base = {"path": checkpoint.path, "revision": checkpoint.revision, "family": checkpoint.family.name}
         write_json(run.data, {**data.facts, "model": base})
         data.write_dropped(run.dropped)
+        record_rows(run, data)
     for line in data_lines(config.dataset, data.facts):
         logger.info("%s", line)
     return data

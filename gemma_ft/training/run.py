@@ -15,6 +15,7 @@ from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
 from gemma_ft.training.begin import begin_run, recorded
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
+from gemma_ft.training.record import record_trained
 
 if TYPE_CHECKING:
     from gemma_ft.modeling.checkpoint import Checkpoint
@@ -55,6 +56,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
 def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
     """Train, and leave what was trained in the run folder."""
     from gemma_ft.data.tokens.contract import check_tokenizer
+    from gemma_ft.exporting.run import check_export
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
     from gemma_ft.modeling.libraries import quiet_libraries
     from gemma_ft.modeling.precision import read_device, resolve_precision
@@ -62,6 +64,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
     quiet_libraries()
     checkpoint = find_checkpoint(config.model if overwrite else run.pin(config.model))
     _check_length(config, checkpoint)
+    check_export(config.export, checkpoint.family)
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
         if overwrite and run.path.exists():
@@ -81,6 +84,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
     _sample(trainer, config, run, layout, when="after")
     if layout.writes:
         _save(trainer, config, run, checkpoint)
+        record_trained(run, config, checkpoint, precision)
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         run.write_status(State.running, Stage.trained)
 

@@ -66,7 +66,7 @@ def merged(tmp_path):
 
 
 def export(base, trained, destination, model_type="gemma", shard_bytes=60_000):
-    return export_checkpoint(
+    report, _ = export_checkpoint(
         base=base,
         trained=trained,
         destination=destination,
@@ -74,6 +74,7 @@ def export(base, trained, destination, model_type="gemma", shard_bytes=60_000):
         origin=ORIGIN,
         shard_bytes=shard_bytes,
     )
+    return report
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -146,6 +147,7 @@ def test_folder_holds_what_is_expected_and_nothing_else(base, adapter, merged):
         "chat_template.jinja",
         "README.md",
         "NOTICE",
+        "Modelfile",
     }
     assert report.shards == 1
     assert GEMMA_NOTICE in (merged / "NOTICE").read_text().splitlines()
@@ -204,7 +206,7 @@ def test_earlier_export_stands_until_the_new_one_is_whole(base, adapter, merged,
         assert hash_folder(merged) == before
         raise RuntimeError("planned")
 
-    monkeypatch.setattr(folder_module, "_check_companions", fail)
+    monkeypatch.setattr(folder_module, "check_loaders", fail)
     with pytest.raises(RuntimeError, match="planned"):
         export(base, adapter, merged)
     monkeypatch.undo()
@@ -278,7 +280,7 @@ def test_altered_copy_is_found(base, adapter, merged, monkeypatch):
         target.write_bytes(source.read_bytes() + b" ")
 
     monkeypatch.setattr(folder_module, "copy_file", alter)
-    with pytest.raises(ExportError, match=r"tokenizer.json was written, but reads back differently"):
+    with pytest.raises(ExportError, match=r"tokenizer.json was copied, but reads back differently"):
         export(base, adapter, merged)
     assert not merged.exists()
 

@@ -1,13 +1,19 @@
 """The exported folder: weights and all that goes with them, whole under its name or not there at all."""
 
 import filecmp
+import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from gemma_ft.errors import ExportError
+from gemma_ft.exporting.certificate.certify import Certificate
 from gemma_ft.exporting.folder.card import Origin, build_card, build_notice
+from gemma_ft.exporting.folder.loaders import check_loaders
 from gemma_ft.exporting.folder.model_config import export_config, export_generation_config
+from gemma_ft.exporting.folder.modelfile import build_modelfile
 from gemma_ft.exporting.folder.tokenizer_files import (
     TEMPLATE_FILE,
     TOKENIZER_FILES,
@@ -19,8 +25,14 @@ from gemma_ft.exporting.folder.turn_tokens import register_turn_tokens
 from gemma_ft.exporting.folder.whole import whole_folder
 from gemma_ft.exporting.merging.merge import MergePlan, MergeReport, plan_merge, write_merge
 from gemma_ft.exporting.merging.shards import copy_file, write_text
+from gemma_ft.exporting.merging.storage import TrainedStorage
 from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, read_json
-from gemma_ft.families import Family, load_chat_template
+from gemma_ft.families import END_OF_TURN, START_OF_TURN, Family, load_chat_template
+
+logger = logging.getLogger("gemma_ft")
+
+CERTIFICATE_FILE = "certificate.json"
+_TEXTS = ("config.json", "generation_config.json", "README.md", "NOTICE", "Modelfile", CERTIFICATE_FILE)
 
 
 def export_checkpoint(
@@ -31,8 +43,10 @@ def export_checkpoint(
     family: Family,
     origin: Origin,
     shard_bytes: int,
-    check: Callable[[Path], None] | None = None,
-) -> MergeReport:
+    storage: TrainedStorage | None = None,
+    check_tokens: Callable[[Path], None] | None = None,
+    prove: Callable[[MergePlan, Path], Certificate] | None = None,
+) -> tuple[MergeReport, str | None]:
     """Merge what was trained into its base and write a checkpoint folder that loads anywhere.
 
     All of it is written beside the destination, read back, and only then given its name; a checkpoint that
@@ -45,26 +59,57 @@ def export_checkpoint(
         family: The base's family.
         origin: What the model card and NOTICE say of its making.
         shard_bytes: Largest weight file, unless a single tensor is larger.
-        check: Called with the whole folder before it gets its name; what it raises keeps the name away.
+        storage: How training held the base, to merge onto that; None merges onto the base as it is.
+        check_tokens: Called with the folder once the tokenizer is in it; what it raises ends the export.
+        prove: Called with the folder once the weights are in it too; what it raises keeps the name away.
+
+    Returns:
+        What the merge wrote, and the text of certificate.json where there is one.
 
     Raises:
         ExportError: It cannot be done; nothing new stands under the destination's name.
     """
     destination = destination.resolve()
     _check_destination(destination, base.resolve(), trained.resolve())
-    plan = plan_merge(base, trained)
+    plan = plan_merge(base, trained, storage)
     texts = _companions(base, plan, family, origin)
-    copied = [name for name in tokenizer_files(base) if name not in texts]
     with whole_folder(destination) as partial:
+        _write_texts(partial, texts)
+        _copy(base, partial, [name for name in tokenizer_files(base) if name not in texts])
+        if check_tokens is not None:
+            check_tokens(partial)
         report = write_merge(plan, partial, shard_bytes=shard_bytes)
-        for name in copied:
-            copy_file(base / name, partial / name)
-        for name, text in texts.items():
-            write_text(partial / name, text)
-        _check_companions(base, partial, copied, texts)
-        if check is not None:
-            check(partial)
-    return report
+        certificate = None if prove is None else prove(plan, partial)
+        proven = replace(origin, certificate=tuple(certificate.summary) if certificate else ())
+        _write_texts(partial, {"README.md": build_card(family, proven)})
+        for note in check_loaders(partial, base, family):
+            logger.info("%s: %s", destination, note)
+        return report, None if certificate is None else _write_certificate(certificate, partial)
+
+
+
+def _write_certificate(certificate: Certificate, folder: Path) -> str:
+    """Write what was measured, with size and hash of each file that stands in the folder by now."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+    text = json.dumps({**certificate.content, "files": files}, indent=2) + "\n"
+    _write_texts(folder, {CERTIFICATE_FILE: text})
+    return text
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files and read them back."""
+    for name, text in texts.items():
+        write_text(folder / name, text)
+        if (folder / name).read_bytes() != text.encode():
+            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")
 
 
 def _check_destination(destination: Path, base: Path, trained: Path) -> None:
@@ -83,7 +128,7 @@ def _replaceable(folder: Path) -> bool:
     """Say whether a folder holds nothing but what an export writes, and so may be lost."""
     if not folder.is_dir():
         return False
-    own = {*TOKENIZER_FILES, "config.json", "generation_config.json", "README.md", "NOTICE"}
+    own = {*TOKENIZER_FILES, *_TEXTS}
     names = [path.name for path in folder.iterdir()]
     return all(name in own or name.endswith((".safetensors", ".safetensors.index.json")) for name in names)
 
@@ -103,7 +148,7 @@ def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> 
     texts = {
         "config.json": _json(export_config(config, family, _main_dtype(plan))),
         "generation_config.json": _json(stops),
-        "README.md": build_card(family, origin),
+        "Modelfile": build_modelfile(".", family, (END_OF_TURN, START_OF_TURN)),
         "NOTICE": build_notice(
             family, origin, template_added=not has_chat_template(base), turns_registered=bool(registered)
         ),
@@ -126,10 +171,9 @@ def _main_dtype(plan: MergePlan) -> str:
     return FLOAT_NAMES[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
-def _check_companions(base: Path, folder: Path, copied: list[str], texts: dict[str, str]) -> None:
-    """Read back what stands beside the weights."""
-    same = {name: filecmp.cmp(base / name, folder / name, shallow=False) for name in copied}
-    same |= {name: (folder / name).read_bytes() == text.encode() for name, text in texts.items()}
-    for name, equal in same.items():
-        if not equal:
-            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")
+def _copy(base: Path, folder: Path, names: list[str]) -> None:
+    """Copy files byte for byte and read them back."""
+    for name in names:
+        copy_file(base / name, folder / name)
+        if not filecmp.cmp(base / name, folder / name, shallow=False):
+            raise ExportError(f"{folder / name} was copied, but reads back differently. Export again.")
