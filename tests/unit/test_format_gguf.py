@@ -14,6 +14,7 @@ from gemma_ft.errors import ExportError
 from gemma_ft.exporting.formats import gguf_file, gguf_tensors
 from gemma_ft.exporting.formats.gguf_file import write_gguf
 from gemma_ft.exporting.formats.gguf_tensors import Kind
+from gemma_ft.families import load_chat_template
 
 gguf = pytest.importorskip("gguf", reason='run pip install "gemma_ft[gguf]"')
 
@@ -143,6 +144,41 @@ def test_metadata_are_what_the_loaders_ask_for(checkpoint, tmp_path):
         expected["rope.freq_base_swa"] = 1e4
     assert {key: fields[f"{arch}.{key}"] for key in expected} == expected
     assert fields[f"{arch}.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+
+
+def test_vocabulary_is_told_as_gemma_has_it(checkpoint, tmp_path):
+    fields = read_fields(write(checkpoint, Kind.q8_0, tmp_path))
+    expected = {
+        "model": "llama",
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "padding_token_id": 0,
+        "unknown_token_id": 3,
+        "eot_token_id": 107,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_space_prefix": False,
+    }
+    assert {key: fields[f"tokenizer.ggml.{key}"] for key in expected} == expected
+    assert (
+        len(fields["tokenizer.ggml.tokens"])
+        == json.loads((checkpoint / "config.json").read_text())["vocab_size"]
+    )
+
+
+@pytest.mark.parametrize(
+    "place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json", None]
+)
+def test_chat_template_goes_along_from_wherever_it_stands(place, tmp_path):
+    folder = build_model(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    if place == "chat_template.jinja":
+        (folder / place).write_text("its own")
+    elif place is not None:
+        content = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": "its own"}
+        (folder / place).write_text(json.dumps(content))
+    found = read_fields(write(folder, Kind.f16))["tokenizer.chat_template"]
+    assert found == ("its own" if place else load_chat_template())
 
 
 def test_stretched_rotation_of_gemma_3_is_told(tmp_path):
