@@ -1,6 +1,7 @@
 """Whether the hub lets this machine write to a repository, and the words for it where it does not."""
 
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LOG_IN = "run `hf auth login` or set HF_TOKEN"
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
+"""How hf_xet tells an answer of the hub, as a ConnectionError."""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _TOKENS = "https://huggingface.co/settings/tokens"
 _READ_ONLY = (
@@ -125,13 +128,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _status(error: BaseException) -> int | None:
     code = getattr(getattr(error, "response", None), "status_code", None)
-    return code if isinstance(code, int) else None
+    if isinstance(code, int):
+        return code
+    told = _XET_STATUS.search(str(error))
+    return int(told[1]) if told else None
 
 
 def _refused(kinds: set[str], status: int | None) -> str | None:
     if "HFValidationError" in kinds:
         return "is no name that the hub allows. Write it like export.push_to_hub=user/name."
-    if status == 401:
+    if status == 401 or "XetAuthenticationError" in kinds:
         return f"is refused: the hub does not accept the token in use. Renew it: {_LOG_IN}."
     if status == 403:
         return _READ_ONLY

@@ -1,6 +1,7 @@
 """Uploads to a hub: refused before the work, resumed after a cut, verified, and the token never shown."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,3 +302,32 @@ def test_an_error_nobody_foresaw_stays_one_line_without_the_token(monkeypatch):
     assert str(error).startswith("export.push_to_hub=me/quotes was not uploaded: RuntimeError a <token> ccc")
     assert "\n" not in str(error)
     assert len(str(error)) < 500
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ConnectionError(
+                "Network error: Request error: HTTP status client error (403 Forbidden), domain: x"
+            ),
+            "is refused: the token in use may not write there.",
+        ),
+        (
+            ConnectionError("Network error: HTTP status server error (502 Bad Gateway), domain: x"),
+            "cannot be uploaded to now: the hub answers with error 502. Try again later.",
+        ),
+        (
+            type("XetAuthenticationError", (Exception,), {})("x"),
+            "is refused: the hub does not accept the token",
+        ),
+        (
+            ConnectionError("reset"),
+            r"cannot be uploaded to: the hub \(.*\) does not answer. Check the network.",
+        ),
+    ],
+)
+def test_what_hf_xet_raises_is_told_in_the_same_words(error, said):
+    line = str(hub_account.explain(error, REPOSITORY, begun=True))
+    assert re.match(rf"export\.push_to_hub=me/quotes {said}", line), line
+    assert line.endswith("What has arrived is kept: the same line goes on from there.")
