@@ -13,7 +13,6 @@ MODEL = "base_model.model."
 Q = f"{MODEL}model.layers.1.self_attn.q_proj"
 EMBEDDING, HEAD = f"{MODEL}model.embed_tokens", f"{MODEL}lm_head"
 ROWS = f"{EMBEDDING}.token_adapter.trainable_tokens_delta"
-ONE = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +107,10 @@ def test_one_of_two_tied_weights_trained_alone_is_refused(modules, trained, base
     )
 
 
-def test_tied_weight_that_is_named_and_missing_is_refused(bases, adapters, tmp_path):
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_tied_weight_that_is_named_and_missing_is_refused(module, bases, adapters, tmp_path):
     adapter = adapters(tmp_path, bases())
-    edit_json(adapter / "adapter_config.json", **ONE)
+    edit_json(adapter / "adapter_config.json", modules_to_save=[module])
     assert_refused(
         bases(), adapter, r"says that model\.embed_tokens\.weight was trained, but the adapter lacks it"
     )
@@ -355,6 +355,27 @@ def test_tensor_of_another_shape_is_refused(name, shape, bases, adapters, tmp_pa
     adapter = adapters(tmp_path, base, **EVERYTHING)
     edit(adapter, lambda tensors: tensors.update({name: torch.ones(shape)}))
     assert_refused(base, adapter, rf"{name} has shape \({shape[0]}, ?.*, but .* of the base needs")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "other"),
+    [
+        (f"{Q}.lora_magnitude_vector", {"use_dora": True}, ()),
+        (f"{Q}.lora_B.bias", {"lora_bias": True}, ()),
+        (
+            f"{EMBEDDING}.weight",
+            {"modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+            (f"{HEAD}.weight",),
+        ),
+    ],
+)
+def test_tensor_beside_the_matrices_of_another_shape_is_refused(
+    name, settings, other, bases, adapters, tmp_path
+):
+    base = bases(attention_bias=True)
+    adapter = adapters(tmp_path, base, **settings)
+    edit(adapter, lambda tensors: tensors.update({each: torch.ones(63) for each in (name, *other)}))
+    assert_refused(base, adapter, rf"{name} has shape \(63,\), but .* of the base needs")
 
 
 @pytest.mark.parametrize("shape", [(), (5, 64)])

@@ -24,10 +24,11 @@ def whole_tensors(
         stored = found.whole.get((name, place))
         if stored is None:
             raise _lacks(name, settings)
-        check_shape(stored, base[name].shape, base[name])
         trained[name] = stored
     if _tied(base) and any(is_saved(settings.values, module) for module in (EMBEDDING, HEAD)):
-        trained[_EMBEDDING_WEIGHT] = _tied_weight(found, base[_EMBEDDING_WEIGHT], settings)
+        trained[_EMBEDDING_WEIGHT] = _tied_weight(found, settings)
+    for name, stored in trained.items():
+        check_shape(stored, base[name].shape, base[name])
     _check_copies(found, base, trained)
     return trained
 
@@ -37,12 +38,11 @@ def _tied(base: Mapping[str, StoredTensor]) -> bool:
 
 
 def _expected(base: Mapping[str, StoredTensor], settings: AdapterSettings) -> Iterator[tuple[str, str]]:
-    """Iterate over what was trained whole, and the place in which PEFT keeps it; tied weights aside."""
+    """Iterate over what was trained whole, and the place in which PEFT keeps it; a tied head aside."""
     for name in base:
         module, _, leaf = name.rpartition(".")
         if is_saved(settings.values, module):
-            if not (_tied(base) and module == EMBEDDING):
-                yield name, ""
+            yield name, ""
         elif leaf == "bias" and settings.bias != "none":
             if is_target(settings.values, module):
                 yield name, "base_layer"
@@ -50,7 +50,7 @@ def _expected(base: Mapping[str, StoredTensor], settings: AdapterSettings) -> It
                 yield name, ""
 
 
-def _tied_weight(found: AdapterTensors, weight: StoredTensor, settings: AdapterSettings) -> StoredTensor:
+def _tied_weight(found: AdapterTensors, settings: AdapterSettings) -> StoredTensor:
     """Return the one tensor that embedding and head were trained as."""
     embedding, head = (found.whole.get((name, "")) for name in (_EMBEDDING_WEIGHT, _HEAD_WEIGHT))
     if embedding is None and head is None:
@@ -63,7 +63,6 @@ def _tied_weight(found: AdapterTensors, weight: StoredTensor, settings: AdapterS
             "which vLLM and llama.cpp refuse. Train both as one: modules_to_save=[embed_tokens] with "
             "ensure_weight_tying=True."
         )
-    check_shape(embedding, weight.shape, weight)
     return embedding
 
 
