@@ -1,5 +1,6 @@
 """The streaming merge against PEFT's own, element for element."""
 
+import _thread
 import errno
 import json
 import threading
@@ -194,6 +195,22 @@ def test_first_problem_of_a_worker_is_raised_as_it_is_with_nothing_left_running(
     assert caught.value is problem
     assert len(begun) < 100
     assert sorted(ended) == sorted(set(begun) - {3})
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
+
+
+def test_interrupt_of_the_program_ends_the_work(monkeypatch):
+    monkeypatch.setattr(pool, "worker_count", lambda: 2)
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        if item == 3:
+            _thread.interrupt_main()
+        time.sleep(0.005)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.map_in_threads(work, range(1000))
+    assert len(begun) < 100
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
 
 
