@@ -1,6 +1,5 @@
 """The further forms of a merged checkpoint: one folder each, whole under its name or not there at all."""
 
-import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +12,6 @@ from gemma_ft.exporting.formats.gguf_metadata import ARCHITECTURES
 from gemma_ft.exporting.formats.gguf_tensors import Kind
 from gemma_ft.exporting.formats.texts import derive_card, derive_notice, read_front_matter, write_texts
 from gemma_ft.families import Family
-
-logger = logging.getLogger("gemma_ft")
 
 _GGUF = {f"gguf_{kind.name}": kind for kind in Kind}
 _TEXTS = ("README.md", "NOTICE", "Modelfile", "config.json", "generation_config.json")
@@ -67,7 +64,6 @@ def write_format(name: str, merged: Path, destination: Path, *, family: Family) 
             _write_gguf_folder(_GGUF[name], merged, partial, destination.parent.name, family)
         else:
             write_quantised(name, merged, partial)
-    logger.info("wrote %s", destination)
     return destination
 
 
