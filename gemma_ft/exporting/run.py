@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import load_config
-from gemma_ft.config.export import ExportConfig, ExportMethod
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.export import ExportBase, ExportConfig, ExportMethod
+from gemma_ft.config.schema import QuantizationMethod, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.families import Family
 from gemma_ft.runs import RunFolder, Stage, State, open_run
@@ -123,6 +123,12 @@ def _export_adapter(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint")
 def _export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> Path:
     from gemma_ft.exporting.merged import export_merged
 
+    quantised_twice = config.quantization.method is QuantizationMethod.nf4 and "nf4" in config.export.formats
+    if quantised_twice and config.export.base is ExportBase.trained:
+        logger.warning(
+            "export.formats=[nf4] quantises again what export.base=trained dequantises. "
+            "Add export.base=original: the result stays closer to what was trained."
+        )
     export_merged(run, config, checkpoint)
     for name in config.export.formats:
         from gemma_ft.exporting.formats.write import write_format

@@ -105,8 +105,9 @@ def differing(one, other):
 
 def test_trained_base_is_the_dequantised_one_bit_for_bit(exported, tiny):
     merged = tensors(exported / "merged")
+    assert "lm_head.weight" not in merged
     assert differing(merged, merged_by_peft(exported, tiny, quantised=True)) == []
-    assert differing(merged, tensors(tiny))
+    assert len(differing(merged, tensors(tiny))) == 7 * 3
 
 
 def test_original_base_is_the_full_precision_one_bit_for_bit(run, exported, tiny):

@@ -74,6 +74,7 @@ def test_nothing_is_said_that_a_user_can_do_nothing_about(finished):
         "after ",
         "step ",
         "trained",
+        "certificate: ",
         "exported",
         "finished",
     )
@@ -85,6 +86,8 @@ def test_the_run_folder_holds_what_later_steps_need(run):
     names = {path.name for path in run.iterdir() if not path.name.startswith(".")}
     assert names == {
         "adapter",
+        "certificate.json",
+        "certificate_rows.json",
         "checkpoints",
         "config.yaml",
         "data.json",
@@ -92,6 +95,7 @@ def test_the_run_folder_holds_what_later_steps_need(run):
         "merged",
         "metrics.jsonl",
         "status.json",
+        "trained.json",
     }
     assert status(run) == {"state": "finished", "stage": "finished", "reason": None}
     environment = json.loads((run / "environment.json").read_text())
@@ -123,22 +127,6 @@ def test_the_merged_checkpoint_loads_without_us_and_answers_alike(run, folder):
     assert json.loads(stop_ids) == [1, 107]
     ours = start("generate", "outputs/quickstart", "What is AI?", "--max-new-tokens", "40", cwd=folder)
     assert ours.stdout.strip() == answer.strip()
-
-
-def test_the_merge_is_pefts_own_to_the_bit_and_not_the_base(run, tiny):
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(tiny)
-    before = {name: value.clone() for name, value in base.state_dict().items()}
-    expected = PeftModel.from_pretrained(base, run / "adapter").merge_and_unload().state_dict()
-    merged = tensors(run / "merged")
-    assert "lm_head.weight" not in merged
-    differing = sum(int((merged[name] != expected[name]).sum()) for name in merged)
-    changed = [name for name in merged if not torch.equal(merged[name], before[name])]
-    assert differing == 0
-    assert len(changed) == 7 * 3
 
 
 @pytest.mark.parametrize("which", ["base", "adapter", "merged"])

@@ -281,7 +281,7 @@ def test_notice_carries_terms_and_modifications():
 
 
 def test_notice_of_an_adapter_carries_the_same_terms():
-    notice = build_adapter_notice(GEMMA3, ORIGIN, template_added=True, turns_registered=True)
+    notice = build_adapter_notice(GEMMA3, ORIGIN, template_added=True, tokenizer_rewritten=True)
     assert notice.splitlines()[0] == GEMMA_NOTICE
     text = " ".join(notice.splitlines())
     assert "This adapter was trained on google/gemma-2b-it (revision abc123), which it changes" in text

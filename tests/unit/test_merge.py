@@ -172,7 +172,7 @@ def test_there_is_a_worker_for_each_core_of_the_process_up_to_a_handful(monkeypa
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5}, raising=False)
     assert pool.worker_count() == 2
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
-    assert pool.worker_count() == 4
+    assert pool.worker_count() == 3
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _files(adapter: Path, base: Path, family: Family, origin: Origin) -> dict[st
     rewritten = rewritten_files(base)
     template_added = not has_chat_template(base)
     notice = build_adapter_notice(
-        family, origin, template_added=template_added, turns_registered=bool(rewritten)
+        family, origin, template_added=template_added, tokenizer_rewritten=bool(rewritten)
     )
     texts = {**rewritten, "README.md": build_adapter_card(family, origin), "NOTICE": notice}
     if template_added:

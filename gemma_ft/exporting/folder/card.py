@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_ft.exporting.folder.notice import build_notice as build_notice
 from gemma_ft.exporting.folder.notice import license_lines
 from gemma_ft.families import Family
 from gemma_ft.modeling.tiny import TINY

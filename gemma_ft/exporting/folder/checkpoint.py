@@ -10,10 +10,11 @@ from pathlib import Path
 
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.certificate.certify import Certificate
-from gemma_ft.exporting.folder.card import Origin, build_card, build_notice
+from gemma_ft.exporting.folder.card import Origin, build_card
 from gemma_ft.exporting.folder.loaders import check_loaders
 from gemma_ft.exporting.folder.model_config import export_config, export_generation_config
 from gemma_ft.exporting.folder.modelfile import build_modelfile
+from gemma_ft.exporting.folder.notice import build_notice
 from gemma_ft.exporting.folder.tokenizer_files import (
     TEMPLATE_FILE,
     TOKENIZER_FILES,
@@ -21,7 +22,7 @@ from gemma_ft.exporting.folder.tokenizer_files import (
     special_token_ids,
     tokenizer_files,
 )
-from gemma_ft.exporting.folder.turn_tokens import register_turn_tokens
+from gemma_ft.exporting.folder.turn_tokens import rewritten_files
 from gemma_ft.exporting.folder.whole import whole_folder
 from gemma_ft.exporting.merging.merge import MergePlan, MergeReport, plan_merge, write_merge
 from gemma_ft.exporting.merging.shards import copy_file, write_text
@@ -83,7 +84,7 @@ def export_checkpoint(
         proven = replace(origin, certificate=tuple(certificate.summary) if certificate else ())
         _write_texts(partial, {"README.md": build_card(family, proven)})
         for note in check_loaders(partial, base, family):
-            logger.info("%s: %s", destination, note)
+            logger.info("  %s: %s", destination.name, note)
         return report, None if certificate is None else _write_certificate(certificate, partial)
 
 
@@ -144,18 +145,18 @@ def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> 
         raise ExportError(
             f"{base} names no end token in its tokenizer or config.json. Use a whole checkpoint."
         )
-    registered = register_turn_tokens(base)
+    rewritten = rewritten_files(base)
     texts = {
         "config.json": _json(export_config(config, family, _main_dtype(plan))),
         "generation_config.json": _json(stops),
         "Modelfile": build_modelfile(".", family, (END_OF_TURN, START_OF_TURN)),
         "NOTICE": build_notice(
-            family, origin, template_added=not has_chat_template(base), turns_registered=bool(registered)
+            family, origin, template_added=not has_chat_template(base), tokenizer_rewritten=bool(rewritten)
         ),
     }
     if not has_chat_template(base):
         texts[TEMPLATE_FILE] = load_chat_template()
-    return texts | registered
+    return texts | rewritten
 
 
 def _json(content: dict[str, object]) -> str:

@@ -21,7 +21,7 @@ def license_lines(family: Family, origin: "Origin") -> list[str]:
 
 
 def build_notice(
-    family: Family, origin: "Origin", *, template_added: bool, turns_registered: bool = False
+    family: Family, origin: "Origin", *, template_added: bool, tokenizer_rewritten: bool = False
 ) -> str:
     """Build NOTICE of a merged checkpoint.
 
@@ -29,7 +29,7 @@ def build_notice(
         family: The base's family.
         origin: Where the checkpoint comes from.
         template_added: Whether the base's tokenizer had no chat template.
-        turns_registered: Whether a file of the tokenizer had to be rewritten.
+        tokenizer_rewritten: Whether a file of the tokenizer had to be rewritten.
     """
     merged = f",\nmerged into {origin.merged_onto}" if origin.adapter != "none" else ""
     lines = [
@@ -37,13 +37,13 @@ def build_notice(
         f"The weights were modified by fine-tuning {origin.base_words}:",
         f"run {origin.name}, {origin.method_words}{merged}, exported on {origin.day}.",
         "config.json and generation_config.json were rewritten.",
-        *_tokenizer_lines(template_added, turns_registered),
+        *_tokenizer_lines(template_added, tokenizer_rewritten),
     ]
     return "\n".join([*lines, ""])
 
 
 def build_adapter_notice(
-    family: Family, origin: "Origin", *, template_added: bool, turns_registered: bool = False
+    family: Family, origin: "Origin", *, template_added: bool, tokenizer_rewritten: bool = False
 ) -> str:
     """Build NOTICE of an adapter; the arguments are those of `build_notice`."""
     lines = [
@@ -51,7 +51,7 @@ def build_adapter_notice(
         f"This adapter was trained on {origin.base_words}, which it changes when it is loaded:",
         f"run {origin.name}, {origin.method_words}, exported on {origin.day}.",
         "The base's other weights are not in this folder.",
-        *_tokenizer_lines(template_added, turns_registered),
+        *_tokenizer_lines(template_added, tokenizer_rewritten),
     ]
     return "\n".join([*lines, ""])
 
@@ -70,9 +70,9 @@ def _terms(family: Family, origin: "Origin") -> list[str]:
     ]
 
 
-def _tokenizer_lines(template_added: bool, turns_registered: bool) -> list[str]:
+def _tokenizer_lines(template_added: bool, tokenizer_rewritten: bool) -> list[str]:
     lines = ["The tokenizer's files are unchanged copies."]
-    if turns_registered:
+    if tokenizer_rewritten:
         lines = [
             "In the tokenizer's files the turn tokens were listed as special tokens, in the spelling that",
             "every version of transformers reads; nothing else in them was changed.",

@@ -8,7 +8,7 @@ from typing import TypeVar
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-_MOST_WORKERS = 4  # each holds the blocks of one tensor, and with nf4 a quarter of it
+_MOST_WORKERS = 3  # with nf4 each holds a quarter of its tensor, and all of a 7B must fit into 0.6 GiB
 
 
 def worker_count() -> int:
