@@ -71,7 +71,7 @@ def test_base_with_two_tensors_exchanged_has_another_fingerprint(made, base):
 def test_base_with_a_tensor_of_another_name_has_another_fingerprint(made, base):
     edit_tensors(
         base / "model.safetensors",
-        lambda tensors: {name.replace(NORM, "model.last_norm.weight"): t for name, t in tensors.items()},
+        lambda tensors: {name.replace(NORM, "model.norms.weight"): t for name, t in tensors.items()},
     )
     assert base_fingerprint(base) != base_fingerprint(made[0])
 
