@@ -13,7 +13,7 @@ from gemma_ft.config.schema import QuantizationMethod
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.certificate.bounds import kl_bound
 from gemma_ft.exporting.certificate.certify import certify, check_bound, stop_tokens
-from gemma_ft.exporting.certificate.comparison import MOST_POSITIONS, MOST_ROWS, window
+from gemma_ft.exporting.certificate.comparison import MOST_POSITIONS, window
 from gemma_ft.exporting.certificate.rows import CertificateRow, CertificateRows
 from gemma_ft.exporting.merging import verify
 from gemma_ft.exporting.merging.merge import plan_merge, write_merge
@@ -255,8 +255,11 @@ def test_stop_tokens_are_the_familys_and_the_configs(tmp_path):
 
 
 def test_recorded_rows_are_cut_to_what_one_pass_takes():
-    rows = draw_rows(lengths=(500,) * 12).rows
-    cut = window(rows)
-    assert len(cut) == MOST_ROWS
-    assert sum(len(row.input_ids) for row in cut) == MOST_POSITIONS
-    assert [len(row.input_ids) for row in window(rows[:2])] == [502, 502]
+    def lengths(*recorded):
+        return [len(row.input_ids) for row in window(draw_rows(lengths=[n - 2 for n in recorded]).rows)]
+
+    assert lengths(*[500] * 12) == [128] * 6
+    assert lengths(500, 500) == [384, 384]
+    assert lengths(*[40] * 16) == [40] * 16
+    assert lengths(30, 40, 128, *[20] * 13) == [30, 40, 128, 20, 20, 20]
+    assert lengths(900) == [MOST_POSITIONS] == [768]

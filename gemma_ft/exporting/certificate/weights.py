@@ -52,14 +52,14 @@ class ModelWeights:
         self._replaced = replaced
         self._raw = bytearray()
         self._block = torch.empty(0, dtype=dtype)
-        self._whole = torch.empty(0, dtype=dtype)
+        self._whole = torch.empty(0)
         self._whole_name = ""
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """Return rows of a matrix; they are valid until the next call."""
         stored = self.tensors[name]
         if name not in self._replaced and is_quantised(name, self._storage):
-            return self._as_trained(stored)[first:last]
+            return self._converted(self._as_trained(stored)[first:last])
         rows_RI = self._read(stored, first, last, None if name in self._replaced else self._held)
         for row, value_I in self._new_rows.get(name, {}).items():
             if first <= row < last:
@@ -83,14 +83,15 @@ class ModelWeights:
     def release(self) -> None:
         """Give the buffers back; the next call makes new ones."""
         self._raw = bytearray()
-        self._block = self._whole = torch.empty(0, dtype=self.dtype)
+        self._block = torch.empty(0, dtype=self.dtype)
+        self._whole = torch.empty(0)
         self._whole_name = ""
 
     def _as_trained(self, stored: StoredTensor) -> torch.Tensor:
         """Dequantise a tensor whole: its scales belong together."""
         count = stored.shape[0] * stored.shape[1]
         if self._whole.numel() < count:
-            self._whole = torch.empty(count, dtype=self.dtype)
+            self._whole = torch.empty(count, dtype=self._held)
             self._whole_name = ""
         whole_OI = self._whole[:count].view(stored.shape)
         if self._whole_name != stored.name:
@@ -108,9 +109,11 @@ class ModelWeights:
             start = stored.offset + first * columns * stored.item_bytes
             read_into(file, start, memoryview(self._raw)[:size])
         raw = torch.frombuffer(self._raw, dtype=getattr(torch, FLOAT_NAMES[stored.dtype]), count=count)
-        raw = raw.to(held or raw.dtype)
-        if raw.dtype == self.dtype:
-            return raw.view(-1, columns)
-        if self._block.numel() < count:
-            self._block = torch.empty(count, dtype=self.dtype)
-        return self._block[:count].copy_(raw).view(-1, columns)
+        return self._converted(raw.to(held or raw.dtype).view(-1, columns))
+
+    def _converted(self, rows_RI: torch.Tensor) -> torch.Tensor:
+        if rows_RI.dtype == self.dtype:
+            return rows_RI
+        if self._block.numel() < rows_RI.numel():
+            self._block = torch.empty(rows_RI.numel(), dtype=self.dtype)
+        return self._block[: rows_RI.numel()].view(rows_RI.shape).copy_(rows_RI)
