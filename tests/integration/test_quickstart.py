@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from program import losses, start, status, tensors
+from program import losses, start, status
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "quickstart.json"
 LOADS = """

@@ -3,17 +3,24 @@
 import functools
 import json
 import logging
+import math
 import shutil
 
+import peft
 import pytest
 import torch
+import transformers
 from export_models import build_adapter, build_base, edit_json, edit_tensors
 
 from gemma_ft.config.schema import QuantizationMethod
 from gemma_ft.errors import ExportError
+from gemma_ft.exporting.certificate import bounds
 from gemma_ft.exporting.certificate.bounds import kl_bound
 from gemma_ft.exporting.certificate.certify import certify, check_bound, stop_tokens
-from gemma_ft.exporting.certificate.comparison import MOST_POSITIONS, window
+from gemma_ft.exporting.certificate.comparison import MOST_POSITIONS, NEW_TOKENS, compare, window
+from gemma_ft.exporting.certificate.content import _finite
+from gemma_ft.exporting.certificate.generation import generate_greedily, load_generation_config, prompts_of
+from gemma_ft.exporting.certificate.passes import open_folder
 from gemma_ft.exporting.certificate.rows import CertificateRow, CertificateRows
 from gemma_ft.exporting.merging import verify
 from gemma_ft.exporting.merging.merge import plan_merge, write_merge
@@ -127,9 +134,59 @@ def test_distance_to_the_model_as_trained_is_reported_without_a_gate(models, tmp
     plan = export(base, adapter, None, tmp_path / "out")
     made = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["nf4"])
     assert made.content["as_trained"]["kl_mean"] > made.content["difference"]["kl_bound"]
-    assert made.content["as_trained"]["gated"] is False
-    assert "original base" in made.content["as_trained"]["why"]
-    assert "nf4" in made.summary[-1]
+    assert made.content["as_trained"]["kl_bound"] is None
+    assert "nf4" in made.content["as_trained"]["compared"]
+    assert "reported only: another base" in made.summary[-1]
+
+
+def test_model_as_int8_training_computes_it_has_a_bound_of_its_own(models, tmp_path, monkeypatch):
+    base, adapter = models()
+    plan = export(base, adapter, HELD["int8"], tmp_path / "out")
+    made = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["int8"])
+    found = made.content["as_trained"]
+    assert made.content["difference"]["kl_mean"] < found["kl_mean"] < found["kl_bound"] / 50
+    assert "quantise activations too" in made.summary[-1]
+    monkeypatch.setattr(bounds, "_INT8_FACTOR", 0.1)
+    with pytest.raises(ExportError, match="finds KL"):
+        certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD["int8"])
+
+
+def test_distance_that_is_not_a_number_is_left_out_of_the_json():
+    assert _finite({"kl_mean": math.nan, "kl_max": math.inf, "same": 1.0}) == {
+        "kl_mean": None,
+        "kl_max": None,
+        "same": 1.0,
+    }
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_greedy_agreement_is_where_the_whole_trained_model_goes_another_way(fault, models, tmp_path):
+    base, adapter = models("gemma3_text")
+    merged = shutil.copytree(adapter, tmp_path / "merged")
+    if fault:
+        swap(merged)
+    export(base, merged, None, tmp_path / "out")
+    rows = draw_rows().rows
+    with torch.no_grad():
+        found = compare(plan_merge(base, adapter), tmp_path / "out", rows, None, [106, 1]).greedy
+        whole = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        whole = peft.PeftModel.from_pretrained(whole, adapter).eval()
+        settings, prompts = load_generation_config(base), prompts_of(rows, 4)
+        theirs = generate_greedily(whole, settings, prompts, NEW_TOKENS)
+        ours = generate_greedily(open_folder(tmp_path / "out").model, settings, prompts, NEW_TOKENS)
+    same = [
+        next(
+            (i for i, pair in enumerate(zip(a.generated, b.generated, strict=False)) if len(set(pair)) > 1),
+            None,
+        )
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    lengths = [len(answer.generated) for answer in ours]
+    assert found.tokens == sum(lengths)
+    assert found.equal == sum(n if at is None else at for at, n in zip(same, lengths, strict=True))
+    differing = [at for at in same if at is not None]
+    assert found.first_difference == min(differing, default=None)
+    assert (found.equal < found.tokens) == fault == (found.logit_gap is not None and found.logit_gap > 0)
 
 
 def leave_out(adapter):

@@ -45,7 +45,7 @@ def certify(
     """
     import torch
 
-    from gemma_ft.exporting.certificate.bounds import kl_bound
+    from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound
     from gemma_ft.exporting.certificate.comparison import compare, window
     from gemma_ft.exporting.certificate.content import Findings, describe, summarize
     from gemma_ft.exporting.merging.verify import verify_merge
@@ -64,7 +64,11 @@ def certify(
         comparison = compare(plan, folder, chosen, trained_storage, stops)
     bound = kl_bound(comparison.noise.kl_mean, {plan.tensors[name].dtype for name in plan.touched})
     check_bound(comparison.difference.kl_mean, bound)
-    findings = Findings(plan, trained_storage, rows.source, exactness, comparison, bound, stops)
+    loose = None
+    if comparison.as_trained is not None and plan.storage is not None:
+        loose = int8_bound(comparison.noise.kl_mean)
+        check_bound(comparison.as_trained.kl_mean, loose)
+    findings = Findings(plan, trained_storage, rows.source, exactness, comparison, bound, loose, stops)
     return Certificate(describe(findings), summarize(findings))
 
 

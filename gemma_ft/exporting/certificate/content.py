@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import isfinite
 from typing import Any
 
-from gemma_ft.exporting.certificate.bounds import why_not_gated
+from gemma_ft.config.schema import QuantizationMethod
 from gemma_ft.exporting.certificate.comparison import Comparison
 from gemma_ft.exporting.certificate.rows import Source
 from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG
@@ -27,6 +28,8 @@ class Findings:
     exactness: Exactness
     comparison: Comparison
     bound: float
+    bound_as_trained: float | None
+    """For the model as training computed it, where that has one."""
     stops: list[int]
 
     @property
@@ -78,12 +81,10 @@ def describe(findings: Findings) -> dict[str, Any]:
         "versions": {name: version(name) for name in _LIBRARIES},
     }
     if found.as_trained is not None:
-        assert findings.trained_storage is not None
         content["as_trained"] = {
-            "compared": f"{_as_trained(findings.trained_storage)}, against the exported folder",
-            "gated": False,
-            "why": why_not_gated(findings.plan.storage, findings.trained_storage),
-            **asdict(found.as_trained),
+            "compared": f"{_as_trained(findings)}, against the exported folder",
+            "kl_bound": findings.bound_as_trained,
+            **_finite(asdict(found.as_trained)),
         }
     return content
 
@@ -103,11 +104,9 @@ def summarize(findings: Findings) -> list[str]:
         f"Generation stops at {', '.join(map(str, findings.stops))}.",
     ]
     if found.as_trained is not None:
-        assert findings.trained_storage is not None
-        lines.append(
-            f"KL divergence from {_as_trained(findings.trained_storage)}: {found.as_trained.kl_mean:.1e} "
-            f"({why_not_gated(findings.plan.storage, findings.trained_storage)})."
-        )
+        limit = findings.bound_as_trained
+        gate = "reported only: another base was merged onto" if limit is None else f"bound {limit:.1e}"
+        lines.append(f"KL divergence from {_as_trained(findings)}: {found.as_trained.kl_mean:.1e} ({gate}).")
     return lines
 
 
@@ -122,9 +121,19 @@ def _merged(findings: Findings) -> str:
     return f"{held} with the adapter on it, unmerged"
 
 
-def _as_trained(storage: TrainedStorage) -> str:
-    arithmetic = ", by bitsandbytes' own int8 products" if storage.method.value == "int8" else ", dequantised"
-    return f"the base in {storage.method.value} as training held it{arithmetic}, with the adapter unmerged"
+def _as_trained(findings: Findings) -> str:
+    storage = findings.trained_storage
+    assert storage is not None
+    int8 = storage.method is QuantizationMethod.int8
+    arithmetic = (
+        "by bitsandbytes' own int8 products, which quantise activations too" if int8 else "dequantised"
+    )
+    return f"the base in {storage.method.value} as training held it ({arithmetic}), with the adapter unmerged"
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """Leave out what JSON cannot hold."""
+    return {name: value if isfinite(value) else None for name, value in figures.items()}
 
 
 def _quantization(storage: TrainedStorage | None) -> dict[str, Any]:

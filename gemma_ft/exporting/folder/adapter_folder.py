@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,10 @@ from gemma_ft.exporting.folder.card import Origin
 from gemma_ft.exporting.folder.notice import build_adapter_notice
 from gemma_ft.exporting.folder.tokenizer_files import TEMPLATE_FILE, has_chat_template, tokenizer_files
 from gemma_ft.exporting.folder.turn_tokens import rewritten_files
+from gemma_ft.exporting.merging.adapter_tensors import check_finite
 from gemma_ft.exporting.merging.tensor_files import (
     FLOAT_NAMES,
-    StoredTensor,
     read_header,
-    read_into,
     read_json,
 )
 from gemma_ft.families import Family, load_chat_template
@@ -30,7 +28,6 @@ from gemma_ft.families import Family, load_chat_template
 logger = logging.getLogger("gemma_ft")
 
 _WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-_READ_BYTES = 16 << 20
 
 
 def export_adapter(adapter: Path, *, base: Path, family: Family, origin: Origin) -> Path:
@@ -128,29 +125,9 @@ def _check_weights(adapter: Path) -> None:
     tensors = read_header(adapter / _WEIGHTS)
     if not tensors:
         raise ExportError(f"{adapter / _WEIGHTS} holds no tensors. Train again.")
-    with FileIO(adapter / _WEIGHTS) as file:
-        for tensor in tensors.values():
-            if not _is_finite(file, tensor):
-                raise ExportError(
-                    f"{adapter / _WEIGHTS} holds NaN or infinity in {tensor.name}. Train again."
-                )
-
-
-def _is_finite(file: FileIO, tensor: StoredTensor) -> bool:
-    import torch
-
-    if tensor.dtype not in FLOAT_NAMES:
-        return True
-    raw = bytearray(min(tensor.nbytes, _READ_BYTES))
-    for start in range(0, tensor.nbytes, _READ_BYTES):
-        count = min(_READ_BYTES, tensor.nbytes - start)
-        read_into(file, tensor.offset + start, memoryview(raw)[:count])
-        piece = torch.frombuffer(
-            raw, dtype=getattr(torch, FLOAT_NAMES[tensor.dtype]), count=count // tensor.item_bytes
-        )
-        if not bool(piece.isfinite().all()):
-            return False
-    return True
+    for tensor in tensors.values():
+        if tensor.dtype in FLOAT_NAMES:
+            check_finite(tensor)
 
 
 def _check_settings(adapter: Path) -> None:

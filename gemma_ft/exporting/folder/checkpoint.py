@@ -88,7 +88,6 @@ def export_checkpoint(
         return report, None if certificate is None else _write_certificate(certificate, partial)
 
 
-
 def _write_certificate(certificate: Certificate, folder: Path) -> str:
     """Write what was measured, with size and hash of each file that stands in the folder by now."""
     files = {

@@ -1,13 +1,13 @@
 """A folder that is whole under its name, or not there at all."""
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gemma_ft.errors import ExportError
+from gemma_ft.modeling.weights import sync_entries
 
 
 @contextmanager
@@ -27,11 +27,11 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        _sync_folder(partial)
+        sync_entries(partial)
         if destination.exists():
             destination.rename(replaced)
         partial.rename(destination)
-        _sync_folder(destination.parent)
+        sync_entries(destination.parent)
     except BaseException as problem:
         _restore(replaced, destination)
         _remove(partial)
@@ -57,13 +57,3 @@ def _discard(replaced: Path, partial: Path) -> None:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return  # elsewhere a folder cannot be opened
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
