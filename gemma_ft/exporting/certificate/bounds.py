@@ -22,8 +22,8 @@ The last one is below any honest bound, since int8 weights differ from bf16 ones
 comparison of every tensor with the merge (`merging/verify.py`) finds it.
 
 int8 training quantises activations too, which no checkpoint holds. The divergence from the model as it
-computes was 0.7 to 0.8 floors for 2 layers, 1.3 for 3 and 2.9 for 18, and grows with outliers in large models:
-it has a bound of its own, which keeps other models out and no more.
+computes was 0.7 to 0.8 floors for 2 layers, 1.3 for 3 and 2.9 for 18, and grows with outliers in large
+models: it has a bound of its own, which keeps other models out and no more.
 """
 
 from collections.abc import Iterable, Mapping
