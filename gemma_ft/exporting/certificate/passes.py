@@ -72,6 +72,7 @@ def open_trained(
     adapter = read_trained_adapter(trained, tensors, tied=HEAD not in tensors)
     weights = adapter.weights(tensors, torch.float32, storage)
     layers = adapter.attach(model, torch.float32)
+    model.eval()  # PEFT's layers come in training mode, with their dropout
     int8 = int8_arithmetic and storage is not None and storage.method is QuantizationMethod.int8
     head = stream(
         model, weights, layers, lambda name: int8_product if int8 and is_quantised(name, storage) else None
