@@ -7,19 +7,19 @@ one bf16 computation of the same model adds, which is measured beside it as the 
 a factor times that floor, and holds for models of any size and certainty.
 
 What `benchmarks/certificate.py bounds` found for divergence / floor, over seeded Gemma 1, 2 and 3 shapes from
-3 layers to those of Gemma 3 270M with strong LoRA and DoRA adapters, and quickstart runs trained unquantised,
+2 layers to those of Gemma 3 270M with strong LoRA and DoRA adapters, and quickstart runs trained unquantised,
 in int8 and in nf4:
 
     right export stored in bf16, merged onto any base   0.08 to 0.5
     right export stored in fp16                         0.003 to 0.006
     right export stored in float32                      below 1e-8
-    adapter scaled by 1.05                              12 to 78
+    adapter scaled by 1.05                              12 to 81
     rows of one v_proj shuffled, another adapter        above 500
-    nf4: original base merged where trained was asked   68 to 222
-    int8: the same                                      0.5 to 1.1
+    nf4: original base merged where trained was asked   68 to 250
+    int8: the same                                      0.5 to 3.5
 
-The last one is below any honest bound, since int8 weights differ from bf16 ones by about a rounding: the
-comparison of every tensor with the merge (`merging/verify.py`) finds it.
+The last one is below the bound for small models, since int8 weights differ from bf16 ones by about a rounding:
+the comparison of every tensor with the merge (`merging/verify.py`) finds it.
 
 int8 training quantises activations too, which no checkpoint holds. The divergence from the model as it
 computes was 0.7 to 0.8 floors for 2 layers, 1.3 for 3 and 2.9 for 18, and grows with outliers in large
