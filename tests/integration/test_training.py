@@ -180,7 +180,7 @@ def test_old_checkpoints_go_and_the_newest_stay(train, chats):
 
 def test_a_run_that_fails_says_so_and_can_be_repeated(train, chats, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_ft.exporting.run.export_checkpoint", lambda **_: 1 / 0)
+        patch.setattr("gemma_ft.exporting.merged.export_checkpoint", lambda **_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(*words_for(chats, "broken"))
     run = Path("outputs/broken")

@@ -18,8 +18,8 @@ in int8 and in nf4:
     nf4: original base merged where trained was asked   68 to 250
     int8: the same                                      0.5 to 3.5
 
-The last one is below the bound for small models, since int8 weights differ from bf16 ones by about a rounding:
-the comparison of every tensor with the merge (`merging/verify.py`) finds it.
+The last one is below the bound for small models, since int8 weights differ from bf16 ones by about a
+rounding: the comparison of every tensor with the merge (`merging/verify.py`) finds it.
 
 int8 training quantises activations too, which no checkpoint holds. The divergence from the model as it
 computes was 0.7 to 0.8 floors for 2 layers, 1.3 for 3 and 2.9 for 18, and grows with outliers in large
