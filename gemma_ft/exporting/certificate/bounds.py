@@ -22,7 +22,7 @@ The last one is below the bound for small models, since int8 weights differ from
 rounding: the comparison of every tensor with the merge (`merging/verify.py`) finds it.
 
 int8 training quantises activations too, which no checkpoint holds. The divergence from the model as it
-computes was 0.7 to 0.8 floors for 2 layers, 1.3 for 3 and 2.9 for 18, and grows with outliers in large
+computes was 0.7 to 1 floors for 2 layers, 1.3 to 1.6 for 3 and 2.9 for 18, and grows with outliers in large
 models: it has a bound of its own, which keeps other models out and no more.
 """
 
