@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gemma_ft.errors import ExportError
+from gemma_ft.exporting.certificate.heap import trim_heap
 from gemma_ft.exporting.certificate.weights import ModelWeights, row_blocks
 from gemma_ft.families import FAMILIES
 
@@ -84,6 +85,7 @@ class RowLayer:
                 sliced = value if "lora_A." in name else value[first:last]
                 set_parameter(self._module.get_submodule(owner), leaf, sliced)
             yield first, last, self._forward(x, *args, **kwargs)
+        drop_parameters(self._module)
 
 
 class RowEmbedding:
@@ -114,7 +116,9 @@ class RowEmbedding:
             owner, _, leaf = name.rpartition(".")
             picked = value[:, ids] if "lora_embedding_A" in name else value
             set_parameter(self._module.get_submodule(owner), leaf, picked)
-        return self._forward(places)
+        found_BLD = self._forward(places)
+        drop_parameters(self._module)
+        return found_BLD
 
 
 def base_of(module: Any) -> Any:
@@ -125,6 +129,13 @@ def base_of(module: Any) -> Any:
 def set_parameter(owner: nn.Module, name: str, value: torch.Tensor) -> None:
     """Put a tensor in a parameter's place."""
     owner.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def drop_parameters(module: nn.Module) -> None:
+    """Put a module back on the meta device, so that nothing holds on to what it was given."""
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            set_parameter(part, name, torch.empty_like(value, device="meta"))
 
 
 def build_empty(folder: Path, dtype: torch.dtype) -> "PreTrainedModel":
@@ -196,6 +207,8 @@ def stream(
         else:
             for leaf, _ in list(module.named_parameters(recurse=False)):
                 set_parameter(module, leaf, weights.whole(f"{name}.{leaf}"))
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda *_: trim_heap())
     assert head is not None
     return head
 
