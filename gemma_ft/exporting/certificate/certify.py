@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.certificate.rows import CertificateRow, CertificateRows
@@ -16,7 +16,12 @@ from gemma_ft.exporting.merging.tensor_files import read_json
 from gemma_ft.families import family_of
 from gemma_ft.modeling.libraries import quiet_bitsandbytes
 
+if TYPE_CHECKING:
+    from gemma_ft.exporting.certificate.comparison import Comparison
+
 logger = logging.getLogger("gemma_ft")
+
+_NOTABLE_LOSS = 0.01  # nats a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ def certify(
     import torch
 
     from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound
-    from gemma_ft.exporting.certificate.comparison import compare, window
+    from gemma_ft.exporting.certificate.comparison import compare, trained_whole, window
     from gemma_ft.exporting.certificate.content import Findings, describe, summarize
     from gemma_ft.exporting.merging.verify import verify_merge
 
@@ -68,6 +73,7 @@ def certify(
     if comparison.as_trained is not None and plan.storage is not None:
         loose = int8_bound(comparison.noise.kl_mean)
         check_bound(comparison.as_trained.kl_mean, loose)
+    _say(comparison, bound, whole=trained_whole(plan))
     findings = Findings(plan, trained_storage, rows.source, exactness, comparison, bound, loose, stops)
     return Certificate(describe(findings), summarize(findings))
 
@@ -82,6 +88,22 @@ def check_exactness(differing: Sequence[str]) -> None:
         raise ExportError(
             f"export.certificate=full finds {differing[0]} on disk other than the merge computes it "
             f"({len(differing)} such). Export again; if it stays so, test the disk and the memory."
+        )
+
+
+def _say(found: "Comparison", bound: float, *, whole: bool) -> None:
+    """Log the outcome, and a warning where rounding whole weights to their format cost what was learned."""
+    logger.info(
+        "certificate: KL %.1e nats a token (bound %.1e), loss %.4f as trained, %.4f exported",
+        found.difference.kl_mean,
+        bound,
+        found.loss_trained,
+        found.loss_exported,
+    )
+    if whole and abs(found.loss_exported - found.loss_trained) > _NOTABLE_LOSS:
+        logger.warning(
+            "certificate: the base's number format rounds away part of what small steps had learned. "
+            "Train longer, or from a float32 copy of the base.",
         )
 
 

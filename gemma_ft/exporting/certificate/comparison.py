@@ -17,6 +17,7 @@ from gemma_ft.exporting.certificate.generation import (
 from gemma_ft.exporting.certificate.measures import Difference, Side, SideTotals, measure
 from gemma_ft.exporting.certificate.passes import Batch, build_batch, open_folder, open_trained
 from gemma_ft.exporting.certificate.rows import UNLEARNED, CertificateRow, cut_row
+from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG
 from gemma_ft.exporting.merging.merge import MergePlan
 from gemma_ft.exporting.merging.storage import TrainedStorage
 
@@ -67,7 +68,7 @@ class Comparison:
     as_trained: Difference | None
     """From the model as training computed it to the export, where that is another."""
     noise: Difference
-    """From the export in float32 to itself in bf16."""
+    """From one model in float32 to itself in bf16: the export, or after a full fine-tune the trained one."""
     loss_trained: float
     loss_exported: float
     greedy: GreedyAgreement
@@ -98,11 +99,13 @@ def compare(
         stops: The tokens that end an answer.
     """
     batch = build_batch(rows)
-    exported, greedy = _run_export(folder, rows, batch)
+    whole = trained_whole(plan)
+    exported, greedy = _run_export(folder, plan.trained if whole else folder, rows, batch)
     trained, said = _run_trained(plan, trained_storage, rows, batch, greedy)
     logger.info("certificate: comparing their answers over the vocabulary")
     sides = [*exported, *trained]
-    totals, found = measure(sides, [(2, 0), (0, 1), (len(sides) - 1, 0)], batch.targets)
+    pairs = [(2, 0), (2 if whole else 0, 1), (len(sides) - 1, 0)]
+    totals, found = measure(sides, pairs, batch.targets)
     return Comparison(
         rows=len(rows),
         tokens=len(batch.targets),
@@ -117,16 +120,21 @@ def compare(
     )
 
 
+def trained_whole(plan: MergePlan) -> bool:
+    """Say whether a whole model was trained, whose float32 weights the export rounds, and no adapter."""
+    return not (plan.trained / ADAPTER_CONFIG).is_file()
+
+
 def _run_export(
-    folder: Path, rows: Sequence[CertificateRow], batch: Batch
+    folder: Path, noisy: Path, rows: Sequence[CertificateRow], batch: Batch
 ) -> tuple[list[Side], list[Greedy]]:
-    """Run the export in float32 and in bf16, and let it continue prompts in float32."""
+    """Run the export in float32 and let it continue prompts, and run the noisy folder in bf16."""
     logger.info("certificate: letting the export continue %d prompts by %d tokens", PROMPTS, NEW_TOKENS)
     exported = open_folder(folder)
     settings = load_generation_config(folder)
     greedy = generate_greedily(exported.model, settings, prompts_of(rows, PROMPTS), NEW_TOKENS)
-    logger.info("certificate: running the export on %d rows, in float32 and in bf16", len(rows))
-    half = open_folder(folder, torch.bfloat16)
+    logger.info("certificate: running the export on %d rows, and the noise floor in bf16", len(rows))
+    half = open_folder(noisy, torch.bfloat16)
     return [each.side(batch.states(each)) for each in (exported, half)], greedy
 
 

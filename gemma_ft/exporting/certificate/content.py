@@ -6,9 +6,8 @@ from math import isfinite
 from typing import Any
 
 from gemma_ft.config.schema import QuantizationMethod
-from gemma_ft.exporting.certificate.comparison import Comparison
+from gemma_ft.exporting.certificate.comparison import Comparison, trained_whole
 from gemma_ft.exporting.certificate.rows import Source
-from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG
 from gemma_ft.exporting.merging.merge import MergePlan
 from gemma_ft.exporting.merging.storage import TrainedStorage
 from gemma_ft.exporting.merging.verify import Exactness
@@ -33,11 +32,6 @@ class Findings:
     stops: list[int]
 
     @property
-    def adapter(self) -> bool:
-        """Whether an adapter was merged, rather than a whole model trained."""
-        return (self.plan.trained / ADAPTER_CONFIG).is_file()
-
-    @property
     def base(self) -> str:
         """Return `export.base` as it was carried out."""
         same = self.trained_storage is None or self.plan.storage is not None
@@ -60,7 +54,7 @@ def describe(findings: Findings) -> dict[str, Any]:
         },
         "difference": asdict(found.difference)
         | {"kl_bound": findings.bound, "kl_over_bound": found.difference.kl_mean / findings.bound},
-        "noise_floor": {"compared": "the exported folder in float32 against itself in bfloat16"}
+        "noise_floor": {"compared": f"{_noisy(findings)} in float32 against itself in bfloat16"}
         | asdict(found.noise),
         "loss": {
             "source": findings.source,
@@ -96,8 +90,8 @@ def summarize(findings: Findings) -> list[str]:
     lines = [
         f"Measured on {found.rows} {rows} ({found.tokens} tokens): {_merged(findings)}, against this "
         "checkpoint.",
-        f"KL divergence {found.difference.kl_mean:.1e} nats a token (bound {findings.bound:.1e}; the same "
-        f"checkpoint in bfloat16 instead of float32: {found.noise.kl_mean:.1e}).",
+        f"KL divergence {found.difference.kl_mean:.1e} nats a token (bound {findings.bound:.1e}; "
+        f"{_noisy(findings)} in bfloat16 instead of float32: {found.noise.kl_mean:.1e}).",
         f"Loss {found.loss_trained:.4f} as trained, {found.loss_exported:.4f} exported. Greedy tokens equal: "
         f"{greedy.equal} of {greedy.tokens} over {greedy.prompts} prompts.",
         f"{exact.changed} tensors changed and {exact.unchanged} equal to the base's, each as computed. "
@@ -110,8 +104,12 @@ def summarize(findings: Findings) -> list[str]:
     return lines
 
 
+def _noisy(findings: Findings) -> str:
+    return "the trained model" if trained_whole(findings.plan) else "the exported folder"
+
+
 def _merged(findings: Findings) -> str:
-    if not findings.adapter:
+    if trained_whole(findings.plan):
         return "the trained model"
     storage = findings.plan.storage
     if storage is None:
