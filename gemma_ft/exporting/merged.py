@@ -54,8 +54,8 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
             trained_sha256=_trained_sample_sha256(run, checkpoint),
         ),
         prove=partial(_prove, run, held) if certifies else None,
+        outdated=run.certificate,
     )
-    run.certificate.unlink(missing_ok=True)
     if certificate is not None:
         write_text(run.certificate, certificate)
     logger.info(

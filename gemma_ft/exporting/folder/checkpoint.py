@@ -47,6 +47,7 @@ def export_checkpoint(
     storage: TrainedStorage | None = None,
     check_tokens: Callable[[Path], None] | None = None,
     prove: Callable[[MergePlan, Path], Certificate] | None = None,
+    outdated: Path | None = None,
 ) -> tuple[MergeReport, str | None]:
     """Merge what was trained into its base and write a checkpoint folder that loads anywhere.
 
@@ -63,6 +64,8 @@ def export_checkpoint(
         storage: How training held the base, to merge onto that; None merges onto the base as it is.
         check_tokens: Called with the folder once the tokenizer is in it; what it raises ends the export.
         prove: Called with the folder once the weights are in it too; what it raises keeps the name away.
+        outdated: A file beside the folder that speaks of what stood there before. It is removed right before
+            that is replaced, so that it never speaks of another folder, at whatever moment this is cut.
 
     Returns:
         What the merge wrote, and the text of certificate.json where there is one.
@@ -85,7 +88,10 @@ def export_checkpoint(
         _write_texts(partial, {"README.md": build_card(family, proven)})
         for note in check_loaders(partial, base, family):
             logger.info("  %s: %s", destination.name, note)
-        return report, None if certificate is None else _write_certificate(certificate, partial)
+        text = None if certificate is None else _write_certificate(certificate, partial)
+        if outdated is not None:
+            outdated.unlink(missing_ok=True)
+        return report, text
 
 
 def _write_certificate(certificate: Certificate, folder: Path) -> str:
