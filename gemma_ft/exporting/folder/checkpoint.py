@@ -51,21 +51,18 @@ def export_checkpoint(
 ) -> tuple[MergeReport, str | None]:
     """Merge what was trained into its base and write a checkpoint folder that loads anywhere.
 
-    All of it is written beside the destination, read back, and only then given its name; a checkpoint that
-    stood there is replaced. The base is only read.
-
     Args:
-        base: Folder of the full-precision base.
+        base: Folder of the full-precision base; it is only read.
         trained: Folder of the adapter, or of a full fine-tune.
-        destination: The folder to write.
+        destination: The folder, which gets its name once it is whole and read back; a checkpoint that stands
+            there is replaced then.
         family: The base's family.
         origin: What the model card and NOTICE say of its making.
         shard_bytes: Largest weight file, unless a single tensor is larger.
         storage: How training held the base, to merge onto that; None merges onto the base as it is.
         check_tokens: Called with the folder once the tokenizer is in it; what it raises ends the export.
         prove: Called with the folder once the weights are in it too; what it raises keeps the name away.
-        outdated: A file beside the folder that speaks of what stood there before. It is removed right before
-            that is replaced, so that it never speaks of another folder, at whatever moment this is cut.
+        outdated: A file that speaks of the folder which is replaced; it goes with it.
 
     Returns:
         What the merge wrote, and the text of certificate.json where there is one.
@@ -77,7 +74,7 @@ def export_checkpoint(
     _check_destination(destination, base.resolve(), trained.resolve())
     plan = plan_merge(base, trained, storage)
     texts = _companions(base, plan, family, origin)
-    with whole_folder(destination) as partial:
+    with whole_folder(destination, outdated) as partial:
         _write_texts(partial, texts)
         _copy(base, partial, [name for name in tokenizer_files(base) if name not in texts])
         if check_tokens is not None:
@@ -88,10 +85,7 @@ def export_checkpoint(
         _write_texts(partial, {"README.md": build_card(family, proven)})
         for note in check_loaders(partial, base, family):
             logger.info("  %s: %s", destination.name, note)
-        text = None if certificate is None else _write_certificate(certificate, partial)
-        if outdated is not None:
-            outdated.unlink(missing_ok=True)
-        return report, text
+        return report, None if certificate is None else _write_certificate(certificate, partial)
 
 
 def _write_certificate(certificate: Certificate, folder: Path) -> str:

@@ -11,11 +11,16 @@ from gemma_ft.modeling.weights import sync_entries
 
 
 @contextmanager
-def whole_folder(destination: Path) -> Iterator[Path]:
+def whole_folder(destination: Path, outdated: Path | None = None) -> Iterator[Path]:
     """Hand out a folder beside the destination, which takes its name when the block ends well.
 
     What stood under the name is replaced then, and is still there where the block fails or is cut. Another
     process must not be at work on the same destination.
+
+    Args:
+        destination: The folder.
+        outdated: A file that speaks of what stood under the name. It is removed before that is replaced,
+            and so never speaks of another folder, at whatever moment this is cut.
 
     Raises:
         ExportError: The disk is full; what was written is removed.
@@ -28,6 +33,8 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     try:
         yield partial
         sync_entries(partial)
+        if outdated is not None:
+            outdated.unlink(missing_ok=True)
         if destination.exists():
             destination.rename(replaced)
         partial.rename(destination)
