@@ -1,5 +1,6 @@
 """`export=merged`: from a run folder to one whole checkpoint with its certificate."""
 
+import gc
 import logging
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from gemma_ft.exporting.certificate.certify import Certificate, certify
 from gemma_ft.exporting.certificate.rows import read_rows
 from gemma_ft.exporting.folder.checkpoint import export_checkpoint
 from gemma_ft.exporting.folder.contract import check_contract
+from gemma_ft.exporting.heap import trim_heap
 from gemma_ft.exporting.merging.fingerprint import check_trained
 from gemma_ft.exporting.merging.merge import MergePlan
 from gemma_ft.exporting.merging.recorded_base import check_recorded_base
@@ -47,12 +49,7 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
         origin=describe_origin(run, config, checkpoint),
         shard_bytes=config.export.shard_bytes(),
         storage=None if config.export.base is ExportBase.original else held,
-        check_tokens=partial(
-            check_contract,
-            destination=run.merged,
-            family=checkpoint.family,
-            trained_sha256=_trained_sample_sha256(run, checkpoint),
-        ),
+        check_tokens=partial(_check_tokens, run, checkpoint),
         prove=partial(_prove, run, held) if certifies else None,
         outdated=run.certificate,
     )
@@ -102,6 +99,13 @@ def _held(run: RunFolder, config: RunConfig) -> TrainedStorage | None:
 
 def _prove(run: RunFolder, held: TrainedStorage | None, plan: MergePlan, folder: Path) -> Certificate:
     return certify(plan, folder, read_rows(run.certificate_rows), trained_storage=held)
+
+
+def _check_tokens(run: RunFolder, checkpoint: "Checkpoint", folder: Path) -> None:
+    """Check the token contract on the written folder, and leave no tokenizer's memory to the merge."""
+    check_contract(folder, run.merged, checkpoint.family, _trained_sample_sha256(run, checkpoint))
+    gc.collect()
+    trim_heap()
 
 
 def _trained_sample_sha256(run: RunFolder, checkpoint: "Checkpoint") -> str:

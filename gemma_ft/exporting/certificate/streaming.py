@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.certificate.heap import trim_heap
 from gemma_ft.exporting.certificate.weights import ModelWeights, row_blocks
+from gemma_ft.exporting.heap import trim_heap
 from gemma_ft.families import FAMILIES
 
 if TYPE_CHECKING:
