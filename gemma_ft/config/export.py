@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import StrEnum
 
 FORMATS = ("gguf_f16", "gguf_bf16", "gguf_q8_0", "nf4", "int8")
@@ -60,11 +61,7 @@ class ExportConfig:
             found.append(
                 f"export.max_shard_size={self.max_shard_size} is no size. Write it like 5GB or 500MB."
             )
-        found += [
-            f"export.formats=[{name}] is no format. Choose among {', '.join(FORMATS)}."
-            for name in self.formats
-            if name not in FORMATS
-        ]
+        found += self._format_problems()
         if self.formats and self.method is not ExportMethod.merged:
             found.append(
                 f"export.formats=[{','.join(self.formats)}] is made from a merged checkpoint, but "
@@ -82,6 +79,17 @@ class ExportConfig:
             )
         return found
 
+    def _format_problems(self) -> list[str]:
+        found = []
+        for name in dict.fromkeys(self.formats):
+            if name not in FORMATS:
+                near = get_close_matches(name.lower(), FORMATS, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                found.append(f"export.formats=[{name}] is none of {', '.join(FORMATS)}.{hint}")
+            elif self.formats.count(name) > 1:
+                found.append(f"export.formats=[{','.join(self.formats)}] names {name} twice. Keep one.")
+        return found
+
     def shard_bytes(self) -> int:
         """Return the largest shard in bytes.
 
@@ -90,7 +98,7 @@ class ExportConfig:
         """
         text = self.max_shard_size.strip().upper()
         scale = {"MB": 10**6, "GB": 10**9}.get(text[-2:])
-        size = int(float(text[:-2]) * scale) if scale else 0
-        if size < 1:
+        size = float(text[:-2]) * scale if scale else 0.0
+        if not 1 <= size < float("inf"):
             raise ValueError(self.max_shard_size)
-        return size
+        return int(size)

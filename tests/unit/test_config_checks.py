@@ -93,6 +93,21 @@ def test_a_good_config_has_no_problem(config):
         ),
         ("tracking.project", "", r"tracking\.project= is empty"),
         ("export.max_shard_size", "5 apples", r"export\.max_shard_size=5 apples is no size"),
+        ("export.max_shard_size", "infGB", r"export\.max_shard_size=infGB is no size\. Write it like 5GB"),
+        ("export.max_shard_size", "nanMB", r"export\.max_shard_size=nanMB is no size"),
+        ("export.max_shard_size", "1e400GB", r"export\.max_shard_size=1e400GB is no size"),
+        (
+            "export.formats",
+            ("q8_0",),
+            r"formats=\[q8_0\] is none of .*, nf4, int8\. Did you mean gguf_q8_0\?",
+        ),
+        ("export.formats", ("GGUF_F16",), r"formats=\[GGUF_F16\] is none of .* Did you mean gguf_f16\?"),
+        ("export.formats", ("awq",), r"formats=\[awq\] is none of gguf_f16, gguf_bf16, .*, int8\.$"),
+        (
+            "export.formats",
+            ("nf4", "int8", "nf4"),
+            r"export\.formats=\[nf4,int8,nf4\] names nf4 twice\. Keep one\.",
+        ),
         (
             "trainer.extra",
             {"learning_rate": 1},
