@@ -6,6 +6,7 @@ pieces of a file with hf_xet, which comes with it, and whole files without. It w
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gemma_ft")
 
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_REPLACED = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "certificate.json",
+)
+"""What an earlier upload of merged weights may have left, and what must not stand beside other weights."""
+_SETTINGS = {True: "config.json", False: "adapter_config.json"}
+"""The file by which a loader takes a repository for a whole model, and for an adapter."""
 _HIDDEN = ".*"
 _READ_BYTES = 1 << 20
 
@@ -61,7 +70,7 @@ def _check_visibility(repository: str, *, private: bool, is_private: bool) -> No
 def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
     """Upload a folder to a model repository, which is made where there is none, and check what has arrived.
 
-    Weights of an earlier upload that are no part of this one are removed from it.
+    Weights and certificate of an earlier upload that are no part of this one are removed from it.
 
     Args:
         folder: What to upload; it is only read.
@@ -81,15 +90,15 @@ def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
     has_weights = any(folder.glob("model*.safetensors"))
     try:
         address = str(api.create_repo(repository, private=private, exist_ok=True))
-        _check_visibility(
-            repository, private=private, is_private=api.model_info(repository).private is not False
-        )
+        info = api.model_info(repository)
+        _check_visibility(repository, private=private, is_private=info.private is not False)
+        _check_kind(repository, [file.rfilename for file in info.siblings or ()], has_weights)
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=folder,
             commit_message=f"Upload {folder.name}",
             ignore_patterns=[_HIDDEN],
-            delete_patterns=list(_WEIGHTS) if has_weights else None,
+            delete_patterns=list(_REPLACED) if has_weights else None,
         )
         _check_arrival(api, folder, repository, commit.oid)
     except HubError:
@@ -97,6 +106,16 @@ def push_to_hub(folder: Path, repository: str, *, private: bool) -> str:
     except Exception as error:  # whatever it is, it is told apart in `explain`
         raise explain(error, repository, begun=True) from None
     return address
+
+
+def _check_kind(repository: str, names: Sequence[str], is_whole: bool) -> None:
+    """Keep adapter and whole model apart: transformers puts an adapter upon whatever model it lies beside."""
+    if _SETTINGS[not is_whole] in names:
+        held, sent = ("an adapter", "a whole model") if is_whole else ("a whole model", "an adapter")
+        raise refusal(
+            repository,
+            f"holds {held}, and {sent} beside it would be loaded as one with it. Choose another name.",
+        )
 
 
 def _check_arrival(api: "HfApi", folder: Path, repository: str, commit: str) -> None:

@@ -121,11 +121,32 @@ def test_an_upload_that_is_killed_goes_on_where_it_was_cut(uploads, folder, tmp_
 def test_shards_of_an_earlier_upload_are_removed_and_other_files_are_not(uploads, folder, tmp_path):
     uploads.add(REPOSITORY, private=True)
     others = {".gitattributes": b"x", "notes.txt": b"mine", "adapter_model.safetensors": b"a"}
-    stale = {"model.safetensors": b"old", "model-00001-of-00002.safetensors": b"old"}
+    stale = dict.fromkeys(("model.safetensors", "model-00001-of-00002.safetensors"), b"old")
+    stale["certificate.json"] = b"of the old weights"
     uploads.files[REPOSITORY] = {**others, **stale}
     with hub_that_takes(uploads) as address:
         push(address, tmp_path / "home", folder, **NO_XET)
     assert uploads.files[REPOSITORY] == {**others, **contents(folder)}
+
+
+def test_a_whole_model_and_an_adapter_are_not_uploaded_into_one_repository(uploads, folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    uploads.add("me/adapter", private=True)
+    uploads.files["me/adapter"] = {"adapter_config.json": b"{}"}
+    uploads.add("me/whole", private=True)
+    uploads.files["me/whole"] = {"config.json": b"{}"}
+    before = {name: dict(files) for name, files in uploads.files.items()}
+    with hub_that_takes(uploads) as address:
+        onto_adapter, _ = push(address, tmp_path / "home", folder, repository="me/adapter")
+        onto_whole, _ = push(address, tmp_path / "home", adapter, repository="me/whole")
+    assert onto_adapter == (
+        "HubError export.push_to_hub=me/adapter holds an adapter, and a whole model beside it would be "
+        "loaded as one with it. Choose another name."
+    )
+    assert "me/whole holds a whole model, and an adapter beside it would be loaded as one" in onto_whole
+    assert uploads.files == before
 
 
 def test_an_adapter_removes_nothing(uploads, tmp_path):
