@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from gemma_ft.exporting.merging.merge import MergePlan
 from gemma_ft.exporting.merging.recorded_base import check_recorded_base
 from gemma_ft.exporting.merging.storage import TrainedStorage
 from gemma_ft.exporting.origin import describe_origin
+from gemma_ft.exporting.record import read_record
 from gemma_ft.runs import RunFolder, read_json, write_text
 
 if TYPE_CHECKING:
@@ -38,8 +40,9 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
     from gemma_ft.modeling.checkpoint import fetch_weights
 
     base = fetch_weights(checkpoint)
-    _check_inputs(run, config, checkpoint, base)
-    held = _held(run, config)
+    record = read_record(run, config)
+    _check_inputs(run, config, checkpoint, base, record)
+    held = _held(run, config, record)
     certifies = config.export.certificate is not CertificateMethod.none
     report, certificate = export_checkpoint(
         base=base,
@@ -65,7 +68,13 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
     )
 
 
-def _check_inputs(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint", base: Path) -> None:
+def _check_inputs(
+    run: RunFolder,
+    config: RunConfig,
+    checkpoint: "Checkpoint",
+    base: Path,
+    record: Mapping[str, Any] | None,
+) -> None:
     """Check that adapter and base are those of the training, as far as it has written down."""
     proves = config.export.certificate is not CertificateMethod.none
     if proves and not run.certificate_rows.is_file():
@@ -73,27 +82,23 @@ def _check_inputs(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint", b
             f"{run.certificate_rows} is missing, and export.certificate=full needs its rows. "
             "Restore it, or export unproven with export.certificate=none."
         )
+    if proves:
+        read_rows(run.certificate_rows)  # rows that cannot be read are told before the merge, not after it
     if run.trained == run.adapter:
         check_recorded_base(run.adapter, hub_id=checkpoint.hub_id, revision=checkpoint.revision)
-    if not run.trained_record.is_file():
-        logger.warning(
-            "%s is missing: nothing tells whether base and trained weights are those of the training.",
-            run.trained_record,
-        )
+    if record is None:
         return
-    record = read_json(run.trained_record)
     if not proves:  # a changed adapter may be exported, unproven; never another base
         record = {**record, "files": {}}
     check_trained(run.trained, base, record)
 
 
-def _held(run: RunFolder, config: RunConfig) -> TrainedStorage | None:
+def _held(run: RunFolder, config: RunConfig, record: Mapping[str, Any] | None) -> TrainedStorage | None:
     """Say how the frozen base was held while training; None for weights as they are."""
     method = config.quantization.method
     if config.adapter.method is AdapterMethod.none or method is QuantizationMethod.none:
         return None
-    record = read_json(run.trained_record) if run.trained_record.is_file() else {}
-    dtype = record.get("dtype") or _DTYPES[read_json(run.environment)["dtype"]]
+    dtype = record["dtype"] if record else _DTYPES[read_json(run.environment)["dtype"]]
     return TrainedStorage(method=method, double_quant=config.quantization.double_quant, dtype=dtype)
 
 

@@ -41,10 +41,10 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     config = load_config(folder.config, *overrides)
     folder.lock()
     try:
+        status = folder.read_status()  # before hours of work: it may not be readable
         made = export_run(folder, config)
     finally:
         folder.unlock()
-    status = folder.read_status()
     if status is not None and status.stage in (Stage.trained, Stage.exporting):
         folder.write_status(State.finished, Stage.finished)
     return made

@@ -158,6 +158,23 @@ def test_rows_of_the_certificate_are_wanted(run):
     assert "certificate_rows.json is missing" in refused(run)
 
 
+def test_settings_changed_after_training_are_not_certified(run):
+    config = run / "config.yaml"
+    text = config.read_text()
+    for said, other in (("double_quant: true", "double_quant: false"), ("method: nf4", "method: int8")):
+        assert said in text
+        config.write_text(text.replace(said, other))
+        assert f"{config} says " in refused(run)
+
+
+def test_rows_of_the_certificate_are_read_before_the_merge(run):
+    (run / "certificate_rows.json").write_text('{"rows": []}')
+    done = start("export", str(run), cwd=run.parent)
+    assert done.returncode == 1
+    assert "certificate_rows.json holds no rows" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_exporting_without_a_certificate_takes_an_earlier_one_away(run):
     assert start("export", str(run), cwd=run.parent).returncode == 0
     assert (run / "certificate.json").is_file()

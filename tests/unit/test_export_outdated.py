@@ -54,3 +54,18 @@ def test_certificate_of_an_earlier_export_stays_where_the_new_one_is_refused(exp
     with pytest.raises(ExportError, match="planned"):
         export(refuse)
     assert (tmp_path / "certificate.json").read_text() == "of an earlier export"
+
+
+@pytest.mark.parametrize("name", ["merged.partial", "merged.replaced"])
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_files_and_links_in_the_way_are_taken_away_and_what_a_link_names_is_not(name, kind, export, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("kept")
+    export()
+    if kind == "link":
+        (tmp_path / name).symlink_to(tmp_path / "mine")
+    else:
+        (tmp_path / name).write_text("left by something else")
+    export()
+    assert (tmp_path / "mine" / "notes").read_text() == "kept"
+    assert not (tmp_path / name).exists()

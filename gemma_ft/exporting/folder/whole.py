@@ -61,6 +61,8 @@ def _discard(replaced: Path, partial: Path) -> None:
         _remove(partial)
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()  # not what it points to
+    elif path.exists():
+        shutil.rmtree(path)
