@@ -88,6 +88,12 @@ def test_it_loads_alone_as_the_adapter_that_was_trained(adapter, base, made):
     assert torch.equal(logits(adapter), logits(made[1]))
 
 
+def test_whoever_may_read_the_card_may_read_the_weights(adapter, base):
+    (adapter / "adapter_model.safetensors").chmod(0o600)
+    export(adapter, base)
+    assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "README.md").stat().st_mode
+
+
 def test_card_and_notice_are_those_of_an_adapter(adapter, base):
     export(adapter, base)
     card = (adapter / "README.md").read_text()

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,7 @@ def test_quantised_folder_has_all_that_the_merged_one_has(name, merged):
     folder = write(name, merged)
     names = {path.name for path in merged.iterdir() if not path.name.startswith("model")}
     assert {path.name for path in folder.iterdir()} == {*names, "model.safetensors"}
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
     for kept in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         assert (folder / kept).read_bytes() == (merged / kept).read_bytes()
     config = json.loads((folder / "config.json").read_text())
@@ -226,6 +228,14 @@ def test_merged_checkpoint_is_only_read_and_an_earlier_folder_replaced(merged):
     assert {name: facts[0] for name, facts in hash_folder(folder).items()} == once
     assert hash_folder(merged) == before
     assert {path.name for path in merged.parent.iterdir()} == {"merged", "gguf_q8_0"}
+
+
+def test_a_folder_is_named_as_it_was_asked_for(merged, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.chdir(merged.parent)
+    made = write_format("gguf_f16", Path("merged"), Path("gguf_f16"), family=FAMILY_BY_TYPE["gemma"])
+    assert made == Path("gguf_f16")
+    assert (made / "quotes-F16.gguf").is_file()
 
 
 def test_interrupted_writing_leaves_nothing(merged, monkeypatch):

@@ -7,6 +7,7 @@ weights are not touched.
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,7 @@ from gemma_ft.exporting.folder.notice import build_adapter_notice
 from gemma_ft.exporting.folder.tokenizer_files import TEMPLATE_FILE, has_chat_template, tokenizer_files
 from gemma_ft.exporting.folder.turn_tokens import rewritten_files
 from gemma_ft.exporting.merging.adapter_tensors import check_finite
-from gemma_ft.exporting.merging.tensor_files import (
-    FLOAT_NAMES,
-    read_header,
-    read_json,
-)
+from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, read_header, read_json
 from gemma_ft.families import Family, load_chat_template
 
 logger = logging.getLogger("gemma_ft")
@@ -55,6 +52,7 @@ def export_adapter(adapter: Path, *, base: Path, family: Family, origin: Origin)
     for name, content in files.items():
         if (adapter / name).read_bytes() != content:
             raise ExportError(f"{adapter / name} was written, but reads back differently. Export again.")
+    shutil.copymode(adapter / "NOTICE", adapter / _WEIGHTS)  # safetensors left them to their owner alone
     _check_settings(adapter)
     _check_tokenizer(adapter, family)
     if origin.base_id is None and not origin.bundled:

@@ -56,12 +56,11 @@ def write_format(name: str, merged: Path, destination: Path, *, family: Family) 
     from gemma_ft.exporting.formats.quantised import write_quantised
 
     check_formats([name], family)
-    destination = destination.resolve()
     if destination.exists() and not _replaceable(destination):
         raise ExportError(f"{destination} exists and holds other files too. Move it, or what is yours, away.")
-    with whole_folder(destination) as partial:
+    with whole_folder(destination.resolve()) as partial:
         if name in _GGUF:
-            _write_gguf_folder(_GGUF[name], merged, partial, destination.parent.name, family)
+            _write_gguf_folder(_GGUF[name], merged, partial, destination.resolve().parent.name, family)
         else:
             write_quantised(name, merged, partial)
     return destination
