@@ -9,6 +9,14 @@ from pathlib import Path
 from gemma_ft.errors import ExportError
 from gemma_ft.modeling.weights import sync_entries
 
+_REASONS = {
+    errno.ENOSPC: "does not fit on its disk. Free some space.",
+    errno.EDQUOT: "does not fit on its disk. Free some space.",
+    errno.EFBIG: "has a file that is too large for its disk. Write smaller ones: export.max_shard_size=2GB.",
+    errno.EROFS: "is on a disk that cannot be written to. Copy the run folder to another one.",
+    errno.EIO: "cannot be made: a disk fails to read or to write. Test the disks.",
+}
+
 
 @contextmanager
 def whole_folder(destination: Path, outdated: Path | None = None) -> Iterator[Path]:
@@ -23,14 +31,14 @@ def whole_folder(destination: Path, outdated: Path | None = None) -> Iterator[Pa
             and so never speaks of another folder, at whatever moment this is cut.
 
     Raises:
-        ExportError: The disk is full; what was written is removed.
+        ExportError: The disk is full or cannot be written to; what was written is removed.
     """
     partial = destination.with_name(f"{destination.name}.partial")
     replaced = destination.with_name(f"{destination.name}.replaced")
     _restore(replaced, destination)  # where an export was cut between its last two steps
     _discard(replaced, partial)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         sync_entries(partial)
         if outdated is not None:
@@ -42,8 +50,8 @@ def whole_folder(destination: Path, outdated: Path | None = None) -> Iterator[Pa
     except BaseException as problem:
         _restore(replaced, destination)
         _remove(partial)
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ExportError(f"{destination} does not fit on its disk. Free some space.") from problem
+        if isinstance(problem, OSError) and problem.errno in _REASONS:
+            raise ExportError(f"{destination} {_REASONS[problem.errno]}") from problem
         raise
     _discard(replaced, partial)
 

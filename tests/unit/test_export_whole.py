@@ -1,5 +1,7 @@
-"""A certificate beside the folder never speaks of another folder, at whatever moment an export is cut."""
+"""A folder is whole under its name, a certificate beside it never another's, and a failing disk one line."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -69,3 +71,25 @@ def test_files_and_links_in_the_way_are_taken_away_and_what_a_link_names_is_not(
     export()
     assert (tmp_path / "mine" / "notes").read_text() == "kept"
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EDQUOT, "does not fit on its disk. Free some space"),
+        (
+            errno.EFBIG,
+            "has a file that is too large for its disk. Write smaller ones: export.max_shard_size=2GB",
+        ),
+        (errno.EROFS, "is on a disk that cannot be written to. Copy the run folder to another one"),
+        (errno.EIO, "cannot be made: a disk fails to read or to write. Test the disks"),
+    ],
+)
+def test_disk_that_refuses_is_told_in_one_line(number, said, export, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("gemma_ft.exporting.merging.merge.copy_tensor", refuse)
+    with pytest.raises(ExportError, match=rf"merged {said}"):
+        export()
+    assert not list(tmp_path.glob("merged*"))
