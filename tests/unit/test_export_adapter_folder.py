@@ -107,7 +107,7 @@ def test_card_and_notice_are_those_of_an_adapter(adapter, base):
         "tags": ["gemma_ft", "sft", "lora"],
     }
     assert 'from_pretrained("google/gemma-2b-it", revision="abc123", dtype="auto")' in card
-    assert "It was trained on the base in nf4." in card
+    assert "It was trained on the base quantised to nf4 by bitsandbytes." in card
     assert "Held-out loss: 3.5000 before" in card
     compile(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], "card", "exec")
     assert (adapter / "NOTICE").read_text().startswith(GEMMA_NOTICE)

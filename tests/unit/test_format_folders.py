@@ -267,7 +267,7 @@ def test_missing_gguf_package_is_told_before_anything_is_merged(name, monkeypatc
     monkeypatch.setattr(
         write_module, "find_spec", lambda package: None if package == "gguf" else real(package)
     )
-    message = rf'export.formats=\[{name}\] needs the gguf package. Install it: pip install "gemma_ft\[gguf\]"'
+    message = rf"export.formats=\[{name}\] needs the gguf package. Run: pip install gguf$"
     with pytest.raises(ExportError, match=message):
         check_formats(["int8", name], FAMILY_BY_TYPE["gemma"])
     check_formats(["int8", "nf4"], FAMILY_BY_TYPE["gemma"])

@@ -16,7 +16,7 @@ from gemma_ft.exporting.formats.gguf_file import write_gguf
 from gemma_ft.exporting.formats.gguf_tensors import Kind
 from gemma_ft.families import load_chat_template
 
-gguf = pytest.importorskip("gguf", reason='run pip install "gemma_ft[gguf]"')
+gguf = pytest.importorskip("gguf", reason="run pip install gguf")
 
 LLAMA = os.environ.get("GEMMA_FT_LLAMA_PYTHON", "")
 with_llama = pytest.mark.skipif(

@@ -44,6 +44,7 @@ def _advice(origin: Origin) -> list[str]:
         return []
     return [
         "",
-        f"It was trained on the base in {origin.quantization}. Load the base so to have the model that was",
-        "trained; in full precision it is a near relative.",
+        f"It was trained on the base quantised to {origin.quantization} by bitsandbytes. Load the base like",
+        "that (`quantization_config=`) for the model that was trained; in full precision it is a near",
+        "relative.",
     ]

@@ -15,6 +15,7 @@ from typing import Any
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.folder.adapter_card import build_adapter_card
 from gemma_ft.exporting.folder.card import Origin
+from gemma_ft.exporting.folder.contract import load_checked_tokenizer
 from gemma_ft.exporting.folder.notice import build_adapter_notice
 from gemma_ft.exporting.folder.tokenizer_files import TEMPLATE_FILE, has_chat_template, tokenizer_files
 from gemma_ft.exporting.folder.turn_tokens import rewritten_files
@@ -54,7 +55,7 @@ def export_adapter(adapter: Path, *, base: Path, family: Family, origin: Origin)
             raise ExportError(f"{adapter / name} was written, but reads back differently. Export again.")
     shutil.copymode(adapter / "NOTICE", adapter / _WEIGHTS)  # safetensors left them to their owner alone
     _check_settings(adapter)
-    _check_tokenizer(adapter, family)
+    load_checked_tokenizer(adapter, adapter, family)
     if origin.base_id is None and not origin.bundled:
         logger.warning(
             "%s: the base has no hub id, so nothing names it. Fill in base_model_name_or_path by hand "
@@ -141,19 +142,3 @@ def _check_settings(adapter: Path) -> None:
         raise ExportError(
             f"{adapter / _SETTINGS} is none that PEFT reads ({problem}). Train again."
         ) from problem
-
-
-def _check_tokenizer(adapter: Path, family: Family) -> None:
-    """Load the tokenizer from this folder alone, as a user of the adapter will."""
-    from transformers import AutoTokenizer
-
-    from gemma_ft.data.tokens.contract import find_fault
-
-    mend = "Mend the tokenizer's files in the base's folder, then export again."
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise whatever a file brings them to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{adapter} would have no readable tokenizer ({reason}). {mend}") from error
-    if fault := find_fault(tokenizer, family):
-        raise ExportError(f"{adapter} would have {fault}. {mend}")

@@ -27,9 +27,7 @@ def check_formats(names: Sequence[str], family: Family) -> None:
         if name not in _GGUF:
             continue
         if find_spec("gguf") is None:
-            raise ExportError(
-                f'export.formats=[{name}] needs the gguf package. Install it: pip install "gemma_ft[gguf]"'
-            )
+            raise ExportError(f"export.formats=[{name}] needs the gguf package. Run: pip install gguf")
         if family.model_type not in ARCHITECTURES:
             raise ExportError(
                 f"export.formats=[{name}] knows no {family.name}. Leave it out of export.formats."
