@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from test_export_folder import ORIGIN
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.certificate.certify import Certificate
 from gemma_ft.exporting.folder.checkpoint import export_checkpoint
+from gemma_ft.exporting.folder.whole import whole_folder
 
 
 @pytest.fixture
@@ -93,3 +96,29 @@ def test_disk_that_refuses_is_told_in_one_line(number, said, export, tmp_path, m
     with pytest.raises(ExportError, match=rf"merged {said}"):
         export()
     assert not list(tmp_path.glob("merged*"))
+
+
+def write_until_full(destination, problem):
+    with whole_folder(destination):
+        raise problem
+
+
+@pytest.mark.parametrize(
+    ("problem", "free"),
+    [
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), 10**9),
+        (OSError("524288 requested and 45856 written"), 4096),
+    ],
+    ids=["safetensors", "numpy"],
+)
+def test_full_disk_is_told_where_a_library_has_lost_the_errors_number(problem, free, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - free, free))
+    with pytest.raises(ExportError, match=r"gguf does not fit on its disk. Free some space."):
+        write_until_full(tmp_path / "gguf", problem)
+    assert not list(tmp_path.iterdir())
+
+
+def test_error_of_another_kind_stays_what_it_is(tmp_path):
+    with pytest.raises(OSError, match=r"524288 requested and 45856 written"):
+        write_until_full(tmp_path / "gguf", OSError("524288 requested and 45856 written"))

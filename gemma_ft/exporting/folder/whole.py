@@ -9,6 +9,7 @@ from pathlib import Path
 from gemma_ft.errors import ExportError
 from gemma_ft.modeling.weights import sync_entries
 
+_FULL_BYTES = 1 << 20  # a disk with less left is full
 _REASONS = {
     errno.ENOSPC: "does not fit on its disk. Free some space.",
     errno.EDQUOT: "does not fit on its disk. Free some space.",
@@ -48,12 +49,24 @@ def whole_folder(destination: Path, outdated: Path | None = None) -> Iterator[Pa
         partial.rename(destination)
         sync_entries(destination.parent)
     except BaseException as problem:
+        number = _error_number(problem, partial)
         _restore(replaced, destination)
         _remove(partial)
-        if isinstance(problem, OSError) and problem.errno in _REASONS:
-            raise ExportError(f"{destination} {_REASONS[problem.errno]}") from problem
+        if number in _REASONS:
+            raise ExportError(f"{destination} {_REASONS[number]}") from problem
         raise
     _discard(replaced, partial)
+
+
+def _error_number(problem: BaseException, partial: Path) -> int | None:
+    """Return the system's number of an error, also where a library has lost it on a full disk."""
+    if isinstance(problem, OSError) and problem.errno is not None:
+        return problem.errno
+    if "No space left on device" in str(problem):  # safetensors
+        return errno.ENOSPC
+    if isinstance(problem, OSError) and shutil.disk_usage(partial.parent).free < _FULL_BYTES:  # numpy
+        return errno.ENOSPC
+    return None
 
 
 def _restore(replaced: Path, destination: Path) -> None:
