@@ -261,6 +261,15 @@ def test_folder_with_other_files_is_never_replaced(merged):
     assert (folder / "thesis.txt").read_text() == "mine"
 
 
+def test_a_file_that_was_made_of_ours_is_never_lost(merged):
+    pytest.importorskip("gguf")
+    folder = write("gguf_f16", merged)
+    (folder / "quotes-Q4_K_M.gguf").write_text("quantised further by llama.cpp")
+    with pytest.raises(ExportError, match=r"gguf_f16 exists and holds other files too\. Move it"):
+        write("gguf_f16", merged)
+    assert (folder / "quotes-Q4_K_M.gguf").is_file()
+
+
 @pytest.mark.parametrize("name", GGUF)
 def test_missing_gguf_package_is_told_before_anything_is_merged(name, monkeypatch):
     real = importlib.util.find_spec

@@ -54,7 +54,7 @@ def write_format(name: str, merged: Path, destination: Path, *, family: Family) 
     from gemma_ft.exporting.formats.quantised import write_quantised
 
     check_formats([name], family)
-    if destination.exists() and not _replaceable(destination):
+    if destination.exists() and not _replaceable(destination, name):
         raise ExportError(f"{destination} exists and holds other files too. Move it, or what is yours, away.")
     with whole_folder(destination.resolve()) as partial:
         if name in _GGUF:
@@ -64,9 +64,14 @@ def write_format(name: str, merged: Path, destination: Path, *, family: Family) 
     return destination
 
 
-def _replaceable(folder: Path) -> bool:
-    """Say whether a folder holds nothing but what is written here, and so may be lost."""
-    own, endings = {*TOKENIZER_FILES, *_TEXTS}, (".gguf", ".safetensors", ".safetensors.index.json")
+def _replaceable(folder: Path, name: str) -> bool:
+    """Say whether a folder holds nothing but what is written here, and so may be lost.
+
+    A GGUF file of another kind is the user's own, such as one quantised further by llama.cpp.
+    """
+    own = {*TOKENIZER_FILES, *_TEXTS}
+    weights = (".safetensors", ".safetensors.index.json")
+    endings = (f"-{_GGUF[name].value}.gguf",) if name in _GGUF else weights
     return folder.is_dir() and all(
         path.name in own or path.name.endswith(endings) for path in folder.iterdir()
     )
