@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LOG_IN = "run `hf auth login` or set HF_TOKEN"
+_NO_UPLOAD = "export.push_to_hub=null"
+"""What a run needs that was made with a repository, and is exported where none can be written to."""
 _XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 """How hf_xet tells an answer of the hub, as a ConnectionError."""
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -59,7 +61,10 @@ def check_account(api: "HfApi", repository: str) -> None:
     from huggingface_hub import get_token
 
     if get_token() is None:
-        raise refusal(repository, f"needs a token with write access, and there is none here: {_LOG_IN}.")
+        raise refusal(
+            repository,
+            f"needs a token with write access, and there is none here: {_LOG_IN}, or add {_NO_UPLOAD}.",
+        )
     try:
         account = within_deadline(lambda: api.whoami(cache=True))
     except Exception as error:  # whatever it is, it is told apart in `explain`
@@ -151,9 +156,7 @@ def _unreachable(kinds: set[str], status: int | None) -> str | None:
 
     if "OfflineModeIsEnabled" in kinds:
         switch = next((name for name in _OFFLINE if os.environ.get(name)), _OFFLINE[0])
-        return (
-            f"cannot be uploaded to, since {switch} forbids asking the hub. Unset it, or leave the key out."
-        )
+        return f"cannot be uploaded to, since {switch} forbids asking the hub. Unset it, or add {_NO_UPLOAD}."
     if status == 429 or (status is not None and status >= 500):
         return f"cannot be uploaded to now: the hub answers with error {status}. Try again later."
     if status is None and kinds & {"TransportError", "TimeoutError", "ConnectionError", "TimeoutException"}:

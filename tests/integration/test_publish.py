@@ -279,7 +279,7 @@ REFUSALS = {
     "no token": (
         {"HF_TOKEN": ""},
         200,
-        "needs a token with write access, and there is none here: run `hf auth",
+        "and there is none here: run `hf auth login` or set HF_TOKEN, or add export.push_to_hub=null.",
     ),
     "forbidden": ({}, 403, "is refused: the token in use may not write there"),
     "broken": ({}, 503, "cannot be uploaded to now: the hub answers with error 503. Try again later."),
@@ -287,7 +287,8 @@ REFUSALS = {
     "offline": (
         {"HF_HUB_OFFLINE": "1"},
         200,
-        "cannot be uploaded to, since HF_HUB_OFFLINE forbids asking the hub. Unset it, or leave the key out.",
+        "cannot be uploaded to, since HF_HUB_OFFLINE forbids asking the hub. Unset it, or add "
+        "export.push_to_hub=null.",
     ),
 }
 
