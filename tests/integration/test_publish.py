@@ -279,7 +279,8 @@ REFUSALS = {
     "no token": (
         {"HF_TOKEN": ""},
         200,
-        "and there is none here: run `hf auth login` or set HF_TOKEN, or add export.push_to_hub=null.",
+        "needs a token with write access, and there is none here: run `hf auth login` or set HF_TOKEN, "
+        "or add export.push_to_hub=null.",
     ),
     "forbidden": ({}, 403, "is refused: the token in use may not write there"),
     "broken": ({}, 503, "cannot be uploaded to now: the hub answers with error 503. Try again later."),
