@@ -150,6 +150,38 @@ def test_full_fine_tune_whose_steps_rounding_takes_away_passes_with_a_warning(
     assert "rounds away" in caplog.text
 
 
+@pytest.fixture
+def any_distance_is_beyond_the_floor(monkeypatch):
+    factors = dict.fromkeys(("BF16", "F16", "F32"), 1e-6)
+    monkeypatch.setattr("gemma_ft.exporting.certificate.bounds._FACTORS", factors)
+
+
+@pytest.mark.usefixtures("any_distance_is_beyond_the_floor")
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_dora": True}, {"trainable_token_indices": [5, 9]}, {"modules_to_save": ["model.norm"]}],
+    ids=str,
+)
+@pytest.mark.parametrize("held", ["none", "nf4"])
+def test_what_rounding_costs_is_measured_where_it_is_more_than_the_floor(held, settings, models, tmp_path):
+    base = models()[0]
+    adapter = build_adapter(base, tmp_path / "adapter", **settings)
+    plan = export(base, adapter, HELD[held], tmp_path / "out")
+    found = certify(plan, tmp_path / "out", draw_rows(), trained_storage=HELD[held]).content
+    assert found["rounding"]["kl_mean"] == pytest.approx(found["difference"]["kl_mean"], rel=1e-3)
+    assert found["difference"]["kl_over_bound"] == pytest.approx(1 / 1.1, rel=1e-2)
+
+
+@pytest.mark.usefixtures("any_distance_is_beyond_the_floor", "only_measured")
+def test_a_fault_is_no_rounding(models, tmp_path):
+    base, adapter = models()
+    other = shutil.copytree(adapter, tmp_path / "other")
+    edit_json(other / "adapter_config.json", lora_alpha=6.3)  # by 1.05
+    export(base, other, None, tmp_path / "out")
+    with pytest.raises(ExportError, match="finds KL"):
+        certify(plan_merge(base, adapter), tmp_path / "out", draw_rows(), trained_storage=None)
+
+
 def test_dropout_of_the_training_is_no_part_of_the_trained_model(models, tmp_path):
     base, adapter = models(lora_dropout=0.5)
     plan = export(base, adapter, None, tmp_path / "out")
@@ -298,7 +330,7 @@ def test_certificate_needs_rows(models, tmp_path):
 
 
 def test_export_that_is_not_a_number_is_beyond_every_bound():
-    with pytest.raises(ExportError, match="finds KL nan"):
+    with pytest.raises(ExportError, match="finds answers that are no finite numbers"):
         check_bound(float("nan"), 1.0)
     with pytest.raises(ExportError, match=r"finds KL 0\.3 .* bound of 0\.1 \(3 times it\)"):
         check_bound(0.3, 0.1)
@@ -314,7 +346,7 @@ def test_certificates_of_training_rows_say_so(models, tmp_path):
     base, adapter = models()
     plan = export(base, adapter, None, tmp_path / "out")
     made = certify(plan, tmp_path / "out", draw_rows("training"), trained_storage=None)
-    assert made.content["rows"]["source"] == made.content["loss"]["source"] == "training"
+    assert made.content["rows"]["source"] == made.content["rows"]["source"] == "training"
     assert "training data" in made.summary[0]
     assert "held" not in " ".join(made.summary)
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,8 @@ def certify(
     """
     import torch
 
-    from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound
-    from gemma_ft.exporting.certificate.comparison import compare, trained_whole, window
+    from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound, rounding_bound
+    from gemma_ft.exporting.certificate.comparison import compare, measure_rounding, trained_whole, window
     from gemma_ft.exporting.certificate.content import Findings, describe, summarize
     from gemma_ft.exporting.merging.verify import verify_merge
 
@@ -68,13 +69,20 @@ def certify(
         check_stops(folder, chosen, stops)
         comparison = compare(plan, folder, chosen, trained_storage, stops)
     bound = kl_bound(comparison.noise.kl_mean, {plan.tensors[name].dtype for name in plan.touched})
+    rounding = None
+    if comparison.difference.kl_mean > bound and not trained_whole(plan):
+        with quiet_libraries(), torch.no_grad():
+            rounding = measure_rounding(plan, chosen)
+        bound = max(bound, rounding_bound(rounding))
     check_bound(comparison.difference.kl_mean, bound)
     loose = None
     if comparison.as_trained is not None and plan.storage is not None:
         loose = int8_bound(comparison.noise.kl_mean)
         check_bound(comparison.as_trained.kl_mean, loose)
-    _say(comparison, bound, whole=trained_whole(plan))
-    findings = Findings(plan, trained_storage, rows.source, exactness, comparison, bound, loose, stops)
+    _say(comparison, bound, rounds=trained_whole(plan) or rounding is not None)
+    findings = Findings(
+        plan, trained_storage, rows.source, exactness, comparison, bound, loose, rounding, stops
+    )
     return Certificate(describe(findings), summarize(findings))
 
 
@@ -91,7 +99,7 @@ def check_exactness(differing: Sequence[str]) -> None:
         )
 
 
-def _say(found: "Comparison", bound: float, *, whole: bool) -> None:
+def _say(found: "Comparison", bound: float, *, rounds: bool) -> None:
     """Log the outcome, and a warning where rounding whole weights to their format cost what was learned."""
     logger.info(
         "certificate: KL %.1e nats a token (bound %.1e), loss %.4f as trained, %.4f exported",
@@ -100,7 +108,7 @@ def _say(found: "Comparison", bound: float, *, whole: bool) -> None:
         found.loss_trained,
         found.loss_exported,
     )
-    if whole and abs(found.loss_exported - found.loss_trained) > _NOTABLE_LOSS:
+    if rounds and abs(found.loss_exported - found.loss_trained) > _NOTABLE_LOSS:
         logger.warning(
             "certificate: the base's number format rounds away part of what small steps had learned. "
             "Train longer, or from a float32 copy of the base.",
@@ -113,7 +121,12 @@ def check_bound(kl: float, bound: float) -> None:
     Raises:
         ExportError: It is.
     """
-    if not kl <= bound:
+    if not isfinite(kl):
+        raise ExportError(
+            "export.certificate=full finds answers that are no finite numbers: the training diverged. "
+            "Export an earlier checkpoint, or train again with a lower learning rate."
+        )
+    if kl > bound:
         raise ExportError(
             f"export.certificate=full finds KL {kl:.2g} between the trained model and the export, against a "
             f"bound of {bound:.2g} ({kl / bound:.3g} times it). Export again with the base that was trained "

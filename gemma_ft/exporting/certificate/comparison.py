@@ -120,6 +120,18 @@ def compare(
     )
 
 
+def measure_rounding(plan: MergePlan, rows: Sequence[CertificateRow]) -> float:
+    """Return how far rounding alone takes the trained model: its mean divergence in nats a token.
+
+    PEFT merges, layer by layer, so that no fault of our own merge can pass for rounding.
+    """
+    logger.info("certificate: measuring what rounding to the stored format costs")
+    batch = build_batch(rows)
+    models = [open_trained(plan.base, plan.trained, plan.storage, rounded=each) for each in (False, True)]
+    _, (found,) = measure([each.side(batch.states(each)) for each in models], [(0, 1)], batch.targets)
+    return found.kl_mean
+
+
 def trained_whole(plan: MergePlan) -> bool:
     """Say whether a whole model was trained, whose float32 weights the export rounds, and no adapter."""
     return not (plan.trained / ADAPTER_CONFIG).is_file()

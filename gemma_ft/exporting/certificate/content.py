@@ -29,6 +29,8 @@ class Findings:
     bound: float
     bound_as_trained: float | None
     """For the model as training computed it, where that has one."""
+    rounding: float | None
+    """What rounding alone costs, in nats a token, where that had to be measured."""
     stops: list[int]
 
     @property
@@ -57,7 +59,7 @@ def describe(findings: Findings) -> dict[str, Any]:
         "noise_floor": {"compared": f"{_noisy(findings)} in float32 against itself in bfloat16"}
         | asdict(found.noise),
         "loss": {
-            "source": findings.source,
+            "compared": f"{_reference(findings)}, against the exported folder",
             "trained": found.loss_trained,
             "exported": found.loss_exported,
         },
@@ -66,7 +68,8 @@ def describe(findings: Findings) -> dict[str, Any]:
             "unchanged": exact.unchanged,
             "differing": len(exact.differing),
         },
-        "greedy": asdict(found.greedy),
+        "greedy": {"compared": f"what the exported folder says, by {_reference(findings)}"}
+        | asdict(found.greedy),
         "stop": {
             "tokens": findings.stops,
             "generation_stops_at_each": True,
@@ -74,6 +77,11 @@ def describe(findings: Findings) -> dict[str, Any]:
         },
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+    if findings.rounding is not None:
+        content["rounding"] = {
+            "compared": "the trained model against itself merged by PEFT and rounded to the stored formats",
+            "kl_mean": findings.rounding,
+        }
     if found.as_trained is not None:
         content["as_trained"] = {
             "compared": f"{_as_trained(findings)}, against the exported folder",
@@ -93,7 +101,7 @@ def summarize(findings: Findings) -> list[str]:
         f"KL divergence {found.difference.kl_mean:.1e} nats a token (bound {findings.bound:.1e}; "
         f"{_noisy(findings)} in bfloat16 instead of float32: {found.noise.kl_mean:.1e}).",
         f"Loss {found.loss_trained:.4f} as trained, {found.loss_exported:.4f} exported. Greedy tokens equal: "
-        f"{greedy.equal} of {greedy.tokens} over {greedy.prompts} prompts.",
+        f"{greedy.equal} of {greedy.tokens} over {greedy.prompts} prompts{_by_whom(findings)}.",
         f"{exact.changed} tensors changed and {exact.unchanged} equal to the base's, each as computed. "
         f"Generation stops at {', '.join(map(str, findings.stops))}.",
     ]
@@ -102,6 +110,17 @@ def summarize(findings: Findings) -> list[str]:
         gate = "reported only: another base was merged onto" if limit is None else f"bound {limit:.1e}"
         lines.append(f"KL divergence from {_as_trained(findings)}: {found.as_trained.kl_mean:.1e} ({gate}).")
     return lines
+
+
+def _reference(findings: Findings) -> str:
+    """Name the model that losses and greedy answers are compared with: the one that was trained."""
+    return _merged(findings) if findings.comparison.as_trained is None else _as_trained(findings)
+
+
+def _by_whom(findings: Findings) -> str:
+    if findings.comparison.as_trained is None:
+        return ""
+    return f" (both against {_as_trained(findings)})"
 
 
 def _noisy(findings: Findings) -> str:

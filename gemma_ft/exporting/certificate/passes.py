@@ -17,7 +17,7 @@ from gemma_ft.exporting.certificate.trained_model import read_trained_adapter
 from gemma_ft.exporting.certificate.weights import ModelWeights
 from gemma_ft.exporting.merging.adapter import ADAPTER_CONFIG
 from gemma_ft.exporting.merging.storage import TrainedStorage, is_quantised
-from gemma_ft.exporting.merging.tensor_files import StoredTensor, read_checkpoint
+from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, StoredTensor, read_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +55,12 @@ def open_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Streamed:
 
 
 def open_trained(
-    base: Path, trained: Path, storage: TrainedStorage | None, *, int8_arithmetic: bool = False
+    base: Path,
+    trained: Path,
+    storage: TrainedStorage | None,
+    *,
+    int8_arithmetic: bool = False,
+    rounded: bool = False,
 ) -> Streamed:
     """Open the trained model, unmerged.
 
@@ -64,6 +69,8 @@ def open_trained(
         trained: The adapter's folder, or that of a full fine-tune.
         storage: How the base is to be held.
         int8_arithmetic: Whether the products of int8 weights quantise their inputs too, as training does.
+        rounded: Merge by PEFT's own code after all, layer by layer, and round to the formats that the base
+            is stored in: what storing the trained model costs.
     """
     if not (trained / ADAPTER_CONFIG).is_file():
         return open_folder(trained)
@@ -72,10 +79,18 @@ def open_trained(
     adapter = read_trained_adapter(trained, tensors, tied=HEAD not in tensors)
     weights = adapter.weights(tensors, torch.float32, storage)
     layers = adapter.attach(model, torch.float32)
+    stored = {name: getattr(torch, FLOAT_NAMES[tensor.dtype]) for name, tensor in tensors.items()}
+    merged_to = {f"{layer}.weight": stored[f"{layer}.weight"] for layer in layers} if rounded else {}
+    if rounded:
+        weights.rounded_to = {name: dtype for name, dtype in stored.items() if name not in merged_to}
     model.eval()  # PEFT's layers come in training mode, with their dropout
     int8 = int8_arithmetic and storage is not None and storage.method is QuantizationMethod.int8
     head = stream(
-        model, weights, layers, lambda name: int8_product if int8 and is_quantised(name, storage) else None
+        model,
+        weights,
+        layers,
+        lambda name: int8_product if int8 and is_quantised(name, storage) else None,
+        merged_to,
     )
     return Streamed(model, head, weights)
 

@@ -37,6 +37,7 @@ class RowLayer:
         weights: ModelWeights,
         adapter: Parts | None = None,
         product: Product | None = None,
+        merged_to: torch.dtype | None = None,
     ) -> None:
         """Take a module over.
 
@@ -46,8 +47,10 @@ class RowLayer:
             weights: Where the matrix is read.
             adapter: Reads the other parameters of PEFT's layer.
             product: Takes the place of the base layer's own product.
+            merged_to: Merge by PEFT's own code, and round to this number format, before running.
         """
-        self._module = module
+        self._module: Any = module
+        self._merged_to = merged_to
         self._base = base_of(module)
         if product is not None:
             compute = product
@@ -84,8 +87,18 @@ class RowLayer:
                 owner, _, leaf = name.rpartition(".")
                 sliced = value if "lora_A." in name else value[first:last]
                 set_parameter(self._module.get_submodule(owner), leaf, sliced)
+            if self._merged_to is not None:
+                self._merge(self._merged_to)
             yield first, last, self._forward(x, *args, **kwargs)
+            if self._merged_to is not None:
+                self._module.merged_adapters.clear()
         drop_parameters(self._module)
+
+    def _merge(self, stored: torch.dtype) -> None:
+        weight_RI = self._base.weight.clone()  # what was read may be a view of what is read again
+        set_parameter(self._base, "weight", weight_RI)
+        self._module.merge()
+        set_parameter(self._base, "weight", self._base.weight.to(stored).to(weight_RI.dtype))
 
 
 class RowEmbedding:
@@ -177,6 +190,7 @@ def stream(
     weights: ModelWeights,
     adapters: Mapping[str, Parts] | None = None,
     product: Callable[[str], Product | None] = lambda name: None,
+    merged_to: Mapping[str, torch.dtype] | None = None,
 ) -> RowLayer:
     """Let each layer of an empty model read its own weights, and return its head.
 
@@ -185,6 +199,7 @@ def stream(
         weights: The tensors of the model, by its own names.
         adapters: For each of PEFT's layers, by its name, what reads its parameters.
         product: What takes the place of a matrix's product, by the matrix's name.
+        merged_to: Number formats to merge layers of PEFT's into, by the matrix's name; others stay unmerged.
 
     Raises:
         ExportError: The tensors are not those of the model.
@@ -202,7 +217,8 @@ def stream(
             RowEmbedding(module, tensor, weights, adapters.get(name))
         elif isinstance(kind, nn.Linear):
             tensor = EMBEDDING if tensor == HEAD and HEAD not in weights.tensors else tensor
-            layer = RowLayer(module, tensor, weights, adapters.get(name), product(tensor))
+            stored = (merged_to or {}).get(tensor)
+            layer = RowLayer(module, tensor, weights, adapters.get(name), product(tensor), stored)
             head = layer if name == "lm_head" else head
         else:
             for leaf, _ in list(module.named_parameters(recurse=False)):

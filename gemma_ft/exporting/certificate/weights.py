@@ -50,6 +50,8 @@ class ModelWeights:
             for name, new in (new_rows or {}).items()
         }
         self._replaced = replaced
+        self.rounded_to: Mapping[str, torch.dtype] = {}
+        """Number formats to round tensors to before they are given."""
         self._raw = bytearray()
         self._block = torch.empty(0, dtype=dtype)
         self._whole = torch.empty(0)
@@ -57,6 +59,12 @@ class ModelWeights:
 
     def rows(self, name: str, first: int, last: int) -> torch.Tensor:
         """Return rows of a matrix; they are valid until the next call."""
+        return self._rounded(name, self._unrounded_rows(name, first, last))
+
+    def _rounded(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.rounded_to[name]).to(self.dtype) if name in self.rounded_to else values
+
+    def _unrounded_rows(self, name: str, first: int, last: int) -> torch.Tensor:
         stored = self.tensors[name]
         if name not in self._replaced and is_quantised(name, self._storage):
             return self._converted(self._as_trained(stored)[first:last])
@@ -78,7 +86,7 @@ class ModelWeights:
         """Return a small tensor that is never quantised, such as a norm's."""
         value = load_tensor(self.tensors[name])
         held = value.dtype if name in self._replaced else self._held or value.dtype
-        return value.to(held).to(self.dtype)
+        return self._rounded(name, value.to(held).to(self.dtype))
 
     def release(self) -> None:
         """Give the buffers back; the next call makes new ones."""
