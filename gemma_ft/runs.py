@@ -83,7 +83,12 @@ class RunFolder:
             return
         import fcntl
 
-        handle = (self.path / ".lock").open("w")
+        try:
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written to ({error.strerror}). Copy the run folder to another disk."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -139,7 +144,7 @@ class RunFolder:
     def _metric_lines(self) -> Iterator[dict[str, Any]]:
         if not self.metrics.is_file():
             return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             with suppress(json.JSONDecodeError):
                 if isinstance(record := json.loads(line), dict):
                     yield record

@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
         shard_bytes=config.export.shard_bytes(),
         storage=None if config.export.base is ExportBase.original else held,
         check_tokens=partial(_check_tokens, run, checkpoint),
-        prove=partial(_prove, run, held) if certifies else None,
+        prove=partial(_prove, run, held, record is not None) if certifies else None,
         outdated=run.certificate,
     )
     if certificate is not None:
@@ -102,8 +103,11 @@ def _held(run: RunFolder, config: RunConfig, record: Mapping[str, Any] | None) -
     return TrainedStorage(method=method, double_quant=config.quantization.double_quant, dtype=dtype)
 
 
-def _prove(run: RunFolder, held: TrainedStorage | None, plan: MergePlan, folder: Path) -> Certificate:
-    return certify(plan, folder, read_rows(run.certificate_rows), trained_storage=held)
+def _prove(
+    run: RunFolder, held: TrainedStorage | None, recorded: bool, plan: MergePlan, folder: Path
+) -> Certificate:
+    made = certify(plan, folder, read_rows(run.certificate_rows), trained_storage=held)
+    return replace(made, content={**made.content, "inputs_checked_against_trained_json": recorded})
 
 
 def _check_tokens(run: RunFolder, checkpoint: "Checkpoint", folder: Path) -> None:

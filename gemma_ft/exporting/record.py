@@ -1,11 +1,16 @@
 """What training wrote down of itself, against what is to be exported."""
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import ExportError
+from gemma_ft.exporting.merging.fingerprint import check_files, check_trained
+from gemma_ft.exporting.merging.recorded_base import check_recorded_base
 from gemma_ft.runs import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from gemma_ft.modeling.checkpoint import Checkpoint
 
 logger = logging.getLogger("gemma_ft")
 
@@ -33,6 +38,24 @@ def read_record(run: RunFolder, config: RunConfig) -> dict[str, Any] | None:
             )
     _check_settings(run, config, record)
     return record
+
+
+def check_adapter(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> None:
+    """Check that a run's adapter is the one that was trained, and its base the one it was trained on.
+
+    The weights of a base on the hub are not asked for: there its name and commit tell.
+
+    Raises:
+        ExportError: One of them is another.
+    """
+    check_recorded_base(run.adapter, hub_id=checkpoint.hub_id, revision=checkpoint.revision)
+    record = read_record(run, config)
+    if record is None:
+        return
+    if checkpoint.hub_id is None:
+        check_trained(run.adapter, checkpoint.folder, record)
+    else:
+        check_files(run.adapter, record)
 
 
 def _check_settings(run: RunFolder, config: RunConfig, record: dict[str, Any]) -> None:

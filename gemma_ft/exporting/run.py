@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import load_config
-from gemma_ft.config.export import ExportBase, ExportConfig, ExportMethod
+from gemma_ft.config.export import FORMATS, ExportBase, ExportConfig, ExportMethod
 from gemma_ft.config.schema import QuantizationMethod, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.families import Family
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gemma_ft")
 
 _ALLOWED = ("export=", "export.", "model.path=")
+_CHOICES = ("export=", "export.method=")
 
 
 def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
@@ -36,7 +37,8 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     """
     folder = run if isinstance(run, RunFolder) else open_run(run)
     _check_overrides(overrides)
-    if load_config(folder.config).export.method is ExportMethod.none:
+    chosen = any(word.startswith(_CHOICES) for word in overrides)
+    if not chosen and load_config(folder.config).export.method is ExportMethod.none:
         overrides = ("export=merged", *overrides)
     config = load_config(folder.config, *overrides)
     folder.lock()
@@ -56,8 +58,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
         for word in overrides
         if not word.startswith(_ALLOWED)
     ]
-    if "export=none" in overrides:
-        problems.append("export=none exports nothing. Leave it out.")
+    nothing = [f"{choice}{ExportMethod.none}" for choice in _CHOICES]
+    problems += [f"{word} exports nothing. Leave it out." for word in overrides if word in nothing]
     if problems:
         raise ConfigError(*problems)
 
@@ -107,9 +109,11 @@ def export_run(run: RunFolder, config: RunConfig) -> Path:
 def _export_adapter(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> Path:
     from gemma_ft.exporting.folder.adapter_folder import export_adapter
     from gemma_ft.exporting.origin import describe_origin
+    from gemma_ft.exporting.record import check_adapter
 
     if not run.adapter.is_dir():
         raise RunError(f"{run.path} has no adapter: every weight was trained. Use export=merged.")
+    check_adapter(run, config, checkpoint)
     export_adapter(
         run.adapter,
         base=checkpoint.folder,
@@ -130,9 +134,21 @@ def _export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") 
             "Add export.base=original: the result stays closer to what was trained."
         )
     export_merged(run, config, checkpoint)
+    _tell_outdated(run, config.export)
     for name in config.export.formats:
         from gemma_ft.exporting.formats.write import write_format
 
         made = write_format(name, run.merged, run.path / name, family=checkpoint.family)
         logger.info("exported %s", made)
     return run.merged
+
+
+def _tell_outdated(run: RunFolder, export: ExportConfig) -> None:
+    """Say which further formats are still those of an earlier merge."""
+    for name in FORMATS:
+        if name not in export.formats and (run.path / name).is_dir():
+            logger.warning(
+                "%s is of an earlier export. Make it anew with export.formats=[%s], or remove it.",
+                run.path / name,
+                name,
+            )

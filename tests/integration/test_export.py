@@ -73,6 +73,7 @@ def test_certificate_stands_in_the_run_and_in_the_folder(exported):
 def test_certificate_names_every_other_file_with_its_hash(exported):
     stated = json.loads((exported / "certificate.json").read_text())["files"]
     there = {path.name: path for path in (exported / "merged").iterdir() if path.name != "certificate.json"}
+    assert json.loads((exported / "certificate.json").read_text())["inputs_checked_against_trained_json"]
     assert stated == {
         name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in there.items()
     }
@@ -153,6 +154,34 @@ def test_adapter_that_diverged_is_refused_by_the_tensor(run):
     assert "NaN" in refused(run, "export.certificate=none")
 
 
+def test_adapter_of_another_run_or_base_is_not_made_publishable(run, tmp_path, tiny):
+    other = shutil.copytree(tiny, tmp_path / "other")
+    weights = next(other.glob("*.safetensors"))
+    alter(weights, lambda found: {name: tensor * 1.25 for name, tensor in found.items()})
+    done = start("export", str(run), "export=adapter", f"model.path={other}", cwd=run.parent)
+    assert done.returncode != 0
+    assert "holds other weights than the base" in done.stderr
+    alter(
+        run / "adapter" / "adapter_model.safetensors",
+        lambda found: {name: tensor.flip(0) for name, tensor in found.items()},
+    )
+    done = start("export", str(run), "export=adapter", cwd=run.parent)
+    assert done.returncode != 0
+    assert "has changed since the end of training" in done.stderr
+    assert not (run / "adapter" / "NOTICE").exists()
+
+
+@pytest.mark.parametrize("word", ["export=none", "export.method=none"])
+def test_exporting_nothing_is_refused(run, word):
+    assert f"{word} exports nothing" in refused(run, word)
+
+
+def test_run_that_cannot_be_written_to_is_told_in_one_line(run, monkeypatch):
+    (run / ".lock").unlink(missing_ok=True)
+    (run / ".lock").mkdir()  # not even root can open it as a file
+    assert "cannot be written to" in refused(run)
+
+
 def test_rows_of_the_certificate_are_wanted(run):
     (run / "certificate_rows.json").unlink()
     assert "certificate_rows.json is missing" in refused(run)
@@ -185,7 +214,7 @@ def test_exporting_without_a_certificate_takes_an_earlier_one_away(run):
 
 def test_adapter_is_made_ready_to_publish_where_it_is(run):
     before = sha256(run / "adapter" / "adapter_model.safetensors")
-    done = start("export", str(run), "export=adapter", cwd=run.parent)
+    done = start("export", str(run), "export=adapter", cwd=run.parent)  # of a run that says export=none
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(run / "adapter")
     assert sha256(run / "adapter" / "adapter_model.safetensors") == before

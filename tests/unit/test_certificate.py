@@ -172,6 +172,18 @@ def test_what_rounding_costs_is_measured_where_it_is_more_than_the_floor(held, s
     assert found["difference"]["kl_over_bound"] == pytest.approx(1 / 1.1, rel=1e-2)
 
 
+@pytest.mark.usefixtures("any_distance_is_beyond_the_floor")
+def test_what_rounding_a_whole_model_costs_is_measured_too(models, tmp_path):
+    base, trained = models()[0], build_base(tmp_path / "trained", dtype="float32")
+    edit_tensors(
+        trained / "model.safetensors",
+        lambda tensors: {name: value * 1.01 for name, value in tensors.items()},
+    )
+    plan = export(base, trained, None, tmp_path / "out")
+    found = certify(plan, tmp_path / "out", draw_rows(), trained_storage=None).content
+    assert found["rounding"]["kl_mean"] == pytest.approx(found["difference"]["kl_mean"], rel=1e-3)
+
+
 @pytest.mark.usefixtures("any_distance_is_beyond_the_floor", "only_measured")
 def test_a_fault_is_no_rounding(models, tmp_path):
     base, adapter = models()
@@ -327,6 +339,15 @@ def test_certificate_needs_rows(models, tmp_path):
         ExportError, match=r"has no rows to measure on\. Export with export\.certificate=none"
     ):
         certify(plan_merge(base, adapter), tmp_path, CertificateRows("held_out", ()), trained_storage=None)
+
+
+@pytest.mark.parametrize("token", [-1, 128])
+def test_rows_of_another_vocabulary_are_refused(token, models, tmp_path):
+    base, adapter = models()
+    plan = export(base, adapter, None, tmp_path / "out")
+    rows = CertificateRows("held_out", (CertificateRow((2, token, 5), (-100, token, 5)),))
+    with pytest.raises(ExportError, match=rf"rows with token {token}, beyond a vocabulary of 128"):
+        certify(plan, tmp_path / "out", rows, trained_storage=None)
 
 
 def test_export_that_is_not_a_number_is_beyond_every_bound():

@@ -31,7 +31,6 @@ ORIGIN = Origin(
     adapter="lora",
     held_out_loss=(3.5, 2.25),
     day="2026-01-31",
-    recipe="python -m gemma_ft recipe=english_quotes seed=3",
     settings={"adapter.rank": "8", "adapter.targets": "q_proj|k_proj"},
     merged_onto="the base as it was trained on (nf4), dequantised",
     certificate=("largest logit difference 0.03", "greedy answers equal: 8 of 8"),
@@ -203,8 +202,7 @@ def test_card_tells_how_the_model_was_made():
     )
     assert "Abirate/english_quotes, split train, 90 rows trained on, 10 held out" in card
     assert "Held-out loss: 3.5000 before, 2.2500 after training" in card
-    assert "```sh\npython -m gemma_ft recipe=english_quotes seed=3\n```" in card
-    assert "| key | value |\n| --- | --- |\n| `adapter.rank` | 8 |\n" in card
+    assert "### Recipe\n\n| key | value |\n| --- | --- |\n| `adapter.rank` | 8 |\n" in card
     assert "| `adapter.targets` | q_proj\\|k_proj |\n" in card
 
 
@@ -230,12 +228,10 @@ def test_local_paths_stay_out_of_card_and_notice(tmp_path):
         base_revision=None,
         data=data,
         held_out_loss=None,
-        recipe=f"python -m gemma_ft dataset.path={tmp_path}/rows.jsonl model.path='~/gemma' name=x",
         settings={"adapter.path": str(tmp_path)},
     )
     card, notice = build_card(GEMMA2, origin), build_notice(GEMMA2, origin, template_added=False)
     assert str(tmp_path) not in card + notice
-    assert "python -m gemma_ft dataset.path=<local path> model.path='<local path>' name=x" in card
     assert "| `adapter.path` | <local path> |" in card
     assert "<https://ai.google.dev/gemma/terms>" in card
     assert front_matter(card).keys() == {"license", "library_name", "pipeline_tag", "tags"}

@@ -51,15 +51,16 @@ def certify(
     """
     import torch
 
-    from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound, rounding_bound
-    from gemma_ft.exporting.certificate.comparison import compare, measure_rounding, trained_whole, window
+    from gemma_ft.exporting.certificate.comparison import compare, trained_whole, window
     from gemma_ft.exporting.certificate.content import Findings, describe, summarize
+    from gemma_ft.exporting.certificate.streaming import EMBEDDING
     from gemma_ft.exporting.merging.verify import verify_merge
 
     if not rows.rows:
         raise ExportError(
             "export.certificate=full has no rows to measure on. Export with export.certificate=none."
         )
+    check_ids(rows.rows, plan.tensors[EMBEDDING].shape[0])
     logger.info("certificate: reading every tensor back")
     exactness = verify_merge(plan, folder)
     check_exactness(exactness.differing)
@@ -68,22 +69,54 @@ def certify(
         logger.info("certificate: stopping")
         check_stops(folder, chosen, stops)
         comparison = compare(plan, folder, chosen, trained_storage, stops)
+    bound, loose, rounding = _check_distances(plan, comparison, chosen)
+    _say(comparison, bound, rounds=trained_whole(plan) or rounding is not None)
+    findings = Findings(
+        plan, trained_storage, rows.source, exactness, comparison, bound, loose, rounding, stops
+    )
+    return Certificate(describe(findings), summarize(findings))
+
+
+def _check_distances(
+    plan: MergePlan, comparison: "Comparison", rows: Sequence[CertificateRow]
+) -> tuple[float, float | None, float | None]:
+    """Hold what was measured against its bounds.
+
+    Returns:
+        The bound; that for the model as int8 training computes it; and what rounding alone costs, where that
+        had to be measured.
+    """
+    import torch
+
+    from gemma_ft.exporting.certificate.bounds import int8_bound, kl_bound, rounding_bound
+    from gemma_ft.exporting.certificate.comparison import measure_rounding
+
     bound = kl_bound(comparison.noise.kl_mean, {plan.tensors[name].dtype for name in plan.touched})
     rounding = None
-    if comparison.difference.kl_mean > bound and not trained_whole(plan):
+    if comparison.difference.kl_mean > bound:
         with quiet_libraries(), torch.no_grad():
-            rounding = measure_rounding(plan, chosen)
+            rounding = measure_rounding(plan, rows)
         bound = max(bound, rounding_bound(rounding))
     check_bound(comparison.difference.kl_mean, bound)
     loose = None
     if comparison.as_trained is not None and plan.storage is not None:
         loose = int8_bound(comparison.noise.kl_mean)
         check_bound(comparison.as_trained.kl_mean, loose)
-    _say(comparison, bound, rounds=trained_whole(plan) or rounding is not None)
-    findings = Findings(
-        plan, trained_storage, rows.source, exactness, comparison, bound, loose, rounding, stops
-    )
-    return Certificate(describe(findings), summarize(findings))
+    return bound, loose, rounding
+
+
+def check_ids(rows: Sequence[CertificateRow], vocabulary: int) -> None:
+    """Refuse rows that are none of this model's.
+
+    Raises:
+        ExportError: A token is not in the vocabulary.
+    """
+    for token in (token for row in rows for token in row.input_ids):
+        if not 0 <= token < vocabulary:
+            raise ExportError(
+                f"export.certificate=full has rows with token {token}, beyond a vocabulary of {vocabulary}. "
+                "Restore certificate_rows.json, or export with export.certificate=none."
+            )
 
 
 def check_exactness(differing: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """One pass of each model over the rows: the last hidden states, in float32 or bf16."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,10 +46,21 @@ def _own_tensors(folder: Path, model: "PreTrainedModel") -> dict[str, StoredTens
     return tensors
 
 
-def open_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Streamed:
-    """Open a whole checkpoint: the exported folder, or that of a full fine-tune."""
+def open_folder(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    rounded_to: Mapping[str, torch.dtype] | None = None,
+) -> Streamed:
+    """Open a whole checkpoint: the exported folder, or that of a full fine-tune.
+
+    Args:
+        folder: The checkpoint.
+        dtype: The number format to compute in.
+        rounded_to: Number formats to round tensors to first.
+    """
     model = build_empty(folder, dtype)
     weights = ModelWeights(_own_tensors(folder, model), dtype)
+    weights.rounded_to = rounded_to or {}
     product = bf16_product() if dtype is torch.bfloat16 else None
     return Streamed(model, stream(model, weights, product=lambda name: product), weights)
 
@@ -73,13 +84,13 @@ def open_trained(
             is stored in: what storing the trained model costs.
     """
     if not (trained / ADAPTER_CONFIG).is_file():
-        return open_folder(trained)
+        return open_folder(trained, rounded_to=_stored_formats(read_checkpoint(base)) if rounded else None)
     model = build_empty(base, torch.float32)
     tensors = _own_tensors(base, model)
     adapter = read_trained_adapter(trained, tensors, tied=HEAD not in tensors)
     weights = adapter.weights(tensors, torch.float32, storage)
     layers = adapter.attach(model, torch.float32)
-    stored = {name: getattr(torch, FLOAT_NAMES[tensor.dtype]) for name, tensor in tensors.items()}
+    stored = _stored_formats(tensors)
     merged_to = {f"{layer}.weight": stored[f"{layer}.weight"] for layer in layers} if rounded else {}
     if rounded:
         weights.rounded_to = {name: dtype for name, dtype in stored.items() if name not in merged_to}
@@ -93,6 +104,10 @@ def open_trained(
         merged_to,
     )
     return Streamed(model, head, weights)
+
+
+def _stored_formats(tensors: Mapping[str, StoredTensor]) -> dict[str, torch.dtype]:
+    return {name: getattr(torch, FLOAT_NAMES[tensor.dtype]) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)

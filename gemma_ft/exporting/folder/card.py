@@ -34,8 +34,6 @@ class Origin:
     """Loss on the held-out rows before and after training."""
     day: str
     """Day of the export, as 2026-01-31."""
-    recipe: str | None = None
-    """The line that runs it again, where there is one."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """The main choices of the configuration."""
     merged_onto: str = "the original base"
@@ -136,11 +134,9 @@ def training_lines(origin: Origin, merged: str = "") -> list[str]:
     if origin.held_out_loss is not None:
         before, after = origin.held_out_loss
         lines.append(f"- Held-out loss: {before:.4f} before, {after:.4f} after training")
-    if origin.recipe is not None:
-        lines += ["", "```sh", origin.recipe, "```"]
     if origin.settings:
         rows = [f"| `{key}` | {_cell(value)} |" for key, value in origin.settings.items()]
-        lines += ["", "| key | value |", "| --- | --- |", *rows]
+        lines += ["", "### Recipe", "", "| key | value |", "| --- | --- |", *rows]
     return lines
 
 

@@ -105,6 +105,15 @@ def check_trained(folder: Path, base: Path, record: Mapping[str, Any]) -> None:
             f"{base} holds other weights than the base that {folder} was trained on. "
             "Export with that base: model.path=..."
         )
+    check_files(folder, record)
+
+
+def check_files(folder: Path, record: Mapping[str, Any]) -> None:
+    """Check that trained files are those that training recorded, without a look at the base.
+
+    Raises:
+        ExportError: One of them is another.
+    """
     for name, recorded in record.get("files", {}).items():
         path = folder / name
         if not path.is_file() or _sha256(path) != recorded:
