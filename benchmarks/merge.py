@@ -117,7 +117,7 @@ def make(shape: str, folder: Path) -> tuple[Path, Path]:
 
 
 def merge(base: Path, adapter: Path, copy: Path, side: str) -> None:
-    """Merge in this process, and print the seconds without the start of Python and torch."""
+    """Merge in this process, and print its seconds without imports, and its largest resident memory."""
     import torch  # noqa: F401
 
     from gemma_ft.config.schema import QuantizationMethod
@@ -129,7 +129,12 @@ def merge(base: Path, adapter: Path, copy: Path, side: str) -> None:
         storage = TrainedStorage(method=QuantizationMethod(side), double_quant=True, dtype="bfloat16")
     start = time.perf_counter()
     write_merge(plan_merge(base, adapter, storage), copy, shard_bytes=SHARD_BYTES)
-    print(round(time.perf_counter() - start, 2))
+    seconds = time.perf_counter() - start
+    # not ru_maxrss, which begins with the memory of the process that started this one
+    peak = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+    print(json.dumps({"seconds_after_imports": round(seconds, 2), "peak_mib": int(peak.split()[1]) // 1024}))
 
 
 def command_of(side: str, folder: Path) -> list[str]:
@@ -142,7 +147,7 @@ def command_of(side: str, folder: Path) -> list[str]:
 
 
 def measure(side: str, folder: Path) -> dict[str, float | str]:
-    """Run one side and return its seconds, processor seconds and largest resident memory."""
+    """Run one side and return its seconds and processor seconds, and what a merge prints of itself."""
     for file in (folder / "base").iterdir():
         with file.open("rb") as opened:
             while opened.read(1 << 24):
@@ -160,11 +165,10 @@ def measure(side: str, folder: Path) -> dict[str, float | str]:
         "side": side,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mib": round(usage.ru_maxrss / 1024, 1),
     }
     with process.stdout as output:
         if text := output.read():
-            result["seconds_after_imports"] = float(text)
+            result |= json.loads(text)
     return result
 
 
@@ -202,7 +206,7 @@ def write_results(shape: str, runs: list[dict]) -> None:
     copies = {run["repeat"]: run["seconds"] for run in runs if run["side"] == "cp"}
     times_cp = {
         side: [round(run["seconds"] / copies[run["repeat"]], 2) for run in runs if run["side"] == side]
-        for side in SIDES
+        for side in dict.fromkeys(run["side"] for run in runs)
         if copies and side != "cp"
     }
     results |= {
