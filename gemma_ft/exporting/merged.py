@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.export import CertificateMethod, ExportBase
-from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
+from gemma_ft.config.schema import AdapterMethod, Dtype, QuantizationMethod, RunConfig
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.certificate.certify import Certificate, certify
-from gemma_ft.exporting.certificate.rows import read_rows
+from gemma_ft.exporting.certificate.rows import CertificateRows, read_rows
 from gemma_ft.exporting.folder.checkpoint import export_checkpoint
 from gemma_ft.exporting.folder.contract import check_contract
 from gemma_ft.exporting.heap import trim_heap
@@ -22,14 +22,13 @@ from gemma_ft.exporting.merging.recorded_base import check_recorded_base
 from gemma_ft.exporting.merging.storage import TrainedStorage
 from gemma_ft.exporting.origin import describe_origin
 from gemma_ft.exporting.record import read_record
+from gemma_ft.modeling.precision import TORCH_NAMES
 from gemma_ft.runs import RunFolder, read_json, write_text
 
 if TYPE_CHECKING:
     from gemma_ft.modeling.checkpoint import Checkpoint
 
 logger = logging.getLogger("gemma_ft")
-
-_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -> None:
@@ -42,9 +41,10 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
 
     base = fetch_weights(checkpoint)
     record = read_record(run, config)
-    _check_inputs(run, config, checkpoint, base, record)
-    held = _held(run, config, record)
     certifies = config.export.certificate is not CertificateMethod.none
+    rows = _rows(run) if certifies else None  # what cannot be read is told before the merge, not after it
+    _check_inputs(run, checkpoint, base, record, certifies)
+    held = _held(run, config, record)
     report, certificate = export_checkpoint(
         base=base,
         trained=run.trained,
@@ -54,7 +54,7 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
         shard_bytes=config.export.shard_bytes(),
         storage=None if config.export.base is ExportBase.original else held,
         check_tokens=partial(_check_tokens, run, checkpoint),
-        prove=partial(_prove, run, held, record is not None) if certifies else None,
+        prove=None if rows is None else partial(_prove, rows, held, record is not None),
         outdated=run.certificate,
     )
     if certificate is not None:
@@ -69,27 +69,24 @@ def export_merged(run: RunFolder, config: RunConfig, checkpoint: "Checkpoint") -
     )
 
 
-def _check_inputs(
-    run: RunFolder,
-    config: RunConfig,
-    checkpoint: "Checkpoint",
-    base: Path,
-    record: Mapping[str, Any] | None,
-) -> None:
-    """Check that adapter and base are those of the training, as far as it has written down."""
-    proves = config.export.certificate is not CertificateMethod.none
-    if proves and not run.certificate_rows.is_file():
+def _rows(run: RunFolder) -> CertificateRows:
+    if not run.certificate_rows.is_file():
         raise ExportError(
             f"{run.certificate_rows} is missing, and export.certificate=full needs its rows. "
             "Restore it, or export unproven with export.certificate=none."
         )
-    if proves:
-        read_rows(run.certificate_rows)  # rows that cannot be read are told before the merge, not after it
+    return read_rows(run.certificate_rows)
+
+
+def _check_inputs(
+    run: RunFolder, checkpoint: "Checkpoint", base: Path, record: Mapping[str, Any] | None, certifies: bool
+) -> None:
+    """Check that adapter and base are those of the training, as far as it has written down."""
     if run.trained == run.adapter:
         check_recorded_base(run.adapter, hub_id=checkpoint.hub_id, revision=checkpoint.revision)
     if record is None:
         return
-    if not proves:  # a changed adapter may be exported, unproven; never another base
+    if not certifies:  # a changed adapter may be exported, unproven; never another base
         record = {**record, "files": {}}
     check_trained(run.trained, base, record)
 
@@ -99,14 +96,14 @@ def _held(run: RunFolder, config: RunConfig, record: Mapping[str, Any] | None) -
     method = config.quantization.method
     if config.adapter.method is AdapterMethod.none or method is QuantizationMethod.none:
         return None
-    dtype = record["dtype"] if record else _DTYPES[read_json(run.environment)["dtype"]]
+    dtype = record["dtype"] if record else TORCH_NAMES[Dtype(read_json(run.environment)["dtype"])]
     return TrainedStorage(method=method, double_quant=config.quantization.double_quant, dtype=dtype)
 
 
 def _prove(
-    run: RunFolder, held: TrainedStorage | None, recorded: bool, plan: MergePlan, folder: Path
+    rows: CertificateRows, held: TrainedStorage | None, recorded: bool, plan: MergePlan, folder: Path
 ) -> Certificate:
-    made = certify(plan, folder, read_rows(run.certificate_rows), trained_storage=held)
+    made = certify(plan, folder, rows, trained_storage=held)
     return replace(made, content={**made.content, "inputs_checked_against_trained_json": recorded})
 
 

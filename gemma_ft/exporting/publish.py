@@ -28,7 +28,6 @@ _REPLACED = (
 _SETTINGS = {True: "config.json", False: "adapter_config.json"}
 """The file by which a loader takes a repository for a whole model, and for an adapter."""
 _HIDDEN = ".*"
-_READ_BYTES = 1 << 20
 
 
 def check_push(repository: str, *, private: bool) -> None:
@@ -144,6 +143,4 @@ def _same(path: Path, remote: "RepoFile") -> bool:
 
 def _digest(path: Path, digest: "hashlib._Hash") -> str:
     with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: digest).hexdigest()

@@ -11,7 +11,7 @@ from gemma_ft.families import Family
 if TYPE_CHECKING:
     import torch
 
-_TORCH_NAMES = {Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
+TORCH_NAMES = {Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +43,7 @@ class Precision:
         """The number format as torch knows it."""
         import torch
 
-        dtype: torch.dtype = getattr(torch, _TORCH_NAMES[self.dtype])
+        dtype: torch.dtype = getattr(torch, TORCH_NAMES[self.dtype])
         return dtype
 
 

@@ -14,9 +14,10 @@ from gguf_models import TYPES, build_model
 
 from gemma_ft.config.export import FORMATS
 from gemma_ft.errors import ExportError
-from gemma_ft.exporting.formats import quantised, texts
+from gemma_ft.exporting.formats import quantised
 from gemma_ft.exporting.formats import write as write_module
 from gemma_ft.exporting.formats.write import check_formats, write_format
+from gemma_ft.exporting.merging import shards
 
 CARD = """---
 license: gemma
@@ -213,7 +214,7 @@ def test_altered_text_is_found(merged, monkeypatch):
     def alter(path, text):
         path.write_text(text + " ")
 
-    monkeypatch.setattr(texts, "write_text", alter)
+    monkeypatch.setattr(shards, "write_text", alter)
     with pytest.raises(ExportError, match="Modelfile was written, but reads back differently"):
         write("gguf_q8_0", merged)
     assert [path.name for path in merged.parent.iterdir()] == ["merged"]

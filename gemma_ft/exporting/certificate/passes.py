@@ -131,16 +131,16 @@ class Batch:
 
 def build_batch(rows: Sequence[CertificateRow]) -> Batch:
     """Lay rows side by side."""
-    longest = max(len(row.input_ids) for row in rows)
-
-    def padded(values: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in values])
-
-    ids_BL = padded([row.input_ids for row in rows], 0)
-    labels_BL = padded([row.labels for row in rows], UNLEARNED)
-    mask_BL = padded([[1] * len(row.input_ids) for row in rows], 0)
+    ids_BL = _padded([row.input_ids for row in rows], 0)
+    labels_BL = _padded([row.labels for row in rows], UNLEARNED)
+    mask_BL = _padded([[1] * len(row.input_ids) for row in rows], 0)
     asked_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
     asked_BL[:, :-1] = mask_BL[:, 1:].bool()
     next_BL = torch.roll(ids_BL, -1, dims=1)
     learned_BL = torch.roll(labels_BL, -1, dims=1) != UNLEARNED
     return Batch(ids_BL, mask_BL, asked_BL, next_BL[asked_BL], learned_BL[asked_BL])
+
+
+def _padded(values: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
+    longest = max(map(len, values))
+    return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in values])

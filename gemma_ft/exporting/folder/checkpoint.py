@@ -1,10 +1,9 @@
 """The exported folder: weights and all that goes with them, whole under its name or not there at all."""
 
 import filecmp
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +23,9 @@ from gemma_ft.exporting.folder.tokenizer_files import (
 )
 from gemma_ft.exporting.folder.turn_tokens import rewritten_files
 from gemma_ft.exporting.folder.whole import whole_folder
+from gemma_ft.exporting.merging.fingerprint import file_sha256
 from gemma_ft.exporting.merging.merge import MergePlan, MergeReport, plan_merge, write_merge
-from gemma_ft.exporting.merging.shards import copy_file, write_text
+from gemma_ft.exporting.merging.shards import copy_file, write_texts
 from gemma_ft.exporting.merging.storage import TrainedStorage
 from gemma_ft.exporting.merging.tensor_files import FLOAT_NAMES, read_json
 from gemma_ft.families import END_OF_TURN, START_OF_TURN, Family, load_chat_template
@@ -75,14 +75,14 @@ def export_checkpoint(
     plan = plan_merge(base, trained, storage)
     texts = _companions(base, plan, family, origin)
     with whole_folder(destination, outdated) as partial:
-        _write_texts(partial, texts)
+        write_texts(partial, texts)
         _copy(base, partial, [name for name in tokenizer_files(base) if name not in texts])
         if check_tokens is not None:
             check_tokens(partial)
         report = write_merge(plan, partial, shard_bytes=shard_bytes)
         certificate = None if prove is None else prove(plan, partial)
         proven = replace(origin, certificate=tuple(certificate.summary) if certificate else ())
-        _write_texts(partial, {"README.md": build_card(family, proven)})
+        write_texts(partial, {"README.md": build_card(family, proven)})
         for note in check_loaders(partial, base, family):
             logger.info("  %s: %s", destination.name, note)
         return report, None if certificate is None else _write_certificate(certificate, partial)
@@ -91,25 +91,12 @@ def export_checkpoint(
 def _write_certificate(certificate: Certificate, folder: Path) -> str:
     """Write what was measured, with size and hash of each file that stands in the folder by now."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
     }
     text = json.dumps({**certificate.content, "files": files}, indent=2) + "\n"
-    _write_texts(folder, {CERTIFICATE_FILE: text})
+    write_texts(folder, {CERTIFICATE_FILE: text})
     return text
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write text files and read them back."""
-    for name, text in texts.items():
-        write_text(folder / name, text)
-        if (folder / name).read_bytes() != text.encode():
-            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")
 
 
 def _check_destination(destination: Path, base: Path, trained: Path) -> None:
@@ -144,16 +131,16 @@ def _companions(base: Path, plan: MergePlan, family: Family, origin: Origin) -> 
         raise ExportError(
             f"{base} names no end token in its tokenizer or config.json. Use a whole checkpoint."
         )
-    rewritten = rewritten_files(base)
+    rewritten, template_added = rewritten_files(base), not has_chat_template(base)
     texts = {
         "config.json": _json(export_config(config, family, _main_dtype(plan))),
         "generation_config.json": _json(stops),
         "Modelfile": build_modelfile(".", family, (END_OF_TURN, START_OF_TURN)),
         "NOTICE": build_notice(
-            family, origin, template_added=not has_chat_template(base), tokenizer_rewritten=bool(rewritten)
+            family, origin, template_added=template_added, tokenizer_rewritten=bool(rewritten)
         ),
     }
-    if not has_chat_template(base):
+    if template_added:
         texts[TEMPLATE_FILE] = load_chat_template()
     return texts | rewritten
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from gemma_ft.config.schema import QuantizationConfig, QuantizationMethod
 from gemma_ft.errors import ExportError
 from gemma_ft.exporting.folder.tokenizer_files import tokenizer_files
-from gemma_ft.exporting.formats.texts import derive_card, derive_notice, write_texts
-from gemma_ft.exporting.merging.shards import copy_file
+from gemma_ft.exporting.formats.texts import derive_card, derive_notice
+from gemma_ft.exporting.merging.shards import copy_file, write_texts
 from gemma_ft.exporting.merging.storage import TrainedStorage, is_quantised, load_as_trained
 from gemma_ft.exporting.merging.tensor_files import (
     FLOAT_NAMES,

@@ -1,12 +1,8 @@
 """Card and NOTICE of a further format, made from those of the merged checkpoint."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-
-from gemma_ft.errors import ExportError
-from gemma_ft.exporting.merging.shards import write_text
 
 _FRONT = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 
@@ -51,15 +47,3 @@ def derive_card(card: str, what: str, use: Sequence[str] | None, *, library: str
 def derive_notice(notice: str, what: str) -> str:
     """Add a modification to NOTICE, as the terms ask."""
     return notice.rstrip() + f"\n{what}\n"
-
-
-def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write text files and read them back.
-
-    Raises:
-        ExportError: One reads back differently.
-    """
-    for name, text in texts.items():
-        write_text(folder / name, text)
-        if (folder / name).read_bytes() != text.encode():
-            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")

@@ -10,7 +10,8 @@ from gemma_ft.exporting.folder.tokenizer_files import TOKENIZER_FILES
 from gemma_ft.exporting.folder.whole import whole_folder
 from gemma_ft.exporting.formats.gguf_metadata import ARCHITECTURES
 from gemma_ft.exporting.formats.gguf_tensors import Kind
-from gemma_ft.exporting.formats.texts import derive_card, derive_notice, read_front_matter, write_texts
+from gemma_ft.exporting.formats.texts import derive_card, derive_notice, read_front_matter
+from gemma_ft.exporting.merging.shards import write_texts
 from gemma_ft.families import Family
 
 _GGUF = {f"gguf_{kind.name}": kind for kind in Kind}

@@ -75,18 +75,23 @@ def trained_files(folder: Path) -> dict[str, str]:
     """
     names = sorted(path.name for path in folder.iterdir())
     return {
-        name: _sha256(folder / name)
+        name: _content_sha256(folder / name)
         for name in names
         if name.endswith(".safetensors") or name in (ADAPTER_CONFIG, "config.json")
     }
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hash a file without holding it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_sha256(path: Path) -> str:
     if path.name == ADAPTER_CONFIG:
         values = {key: value for key, value in read_json(path).items() if key not in _NAMES_OF_BASE}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def check_trained(folder: Path, base: Path, record: Mapping[str, Any]) -> None:
@@ -116,7 +121,7 @@ def check_files(folder: Path, record: Mapping[str, Any]) -> None:
     """
     for name, recorded in record.get("files", {}).items():
         path = folder / name
-        if not path.is_file() or _sha256(path) != recorded:
+        if not path.is_file() or _content_sha256(path) != recorded:
             change = "has changed since" if path.is_file() else "is gone, unlike at"
             raise ExportError(
                 f"{path} {change} the end of training. Put it back, or export it unproven with "

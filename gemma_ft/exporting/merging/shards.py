@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
@@ -162,6 +162,18 @@ def write_text(path: Path, text: str) -> None:
     with FileIO(path, "wb") as file:
         write_at(file, 0, memoryview(text.encode()))
         os.fsync(file.fileno())
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files and read them back.
+
+    Raises:
+        ExportError: One reads back differently.
+    """
+    for name, text in texts.items():
+        write_text(folder / name, text)
+        if (folder / name).read_bytes() != text.encode():
+            raise ExportError(f"{folder / name} was written, but reads back differently. Export again.")
 
 
 def check_written(folder: Path, shards: list[Shard]) -> None:
