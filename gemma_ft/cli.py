@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from gemma_ft.errors import GemmaFTError
+from gemma_ft import stopping
+from gemma_ft.errors import GemmaFTError, Interrupted
 
 _COMMANDS = {
     "train": "run a recipe; the same line again continues an unfinished run (the default)",
@@ -53,6 +54,10 @@ def main(argv: list[str] | None = None) -> int:
     except GemmaFTError as error:
         _print_error(error)
         return error.exit_code
+    except Interrupted as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"interrupted: {stop.reason}. The same line again goes on.", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -87,7 +92,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(command: str, words: list[str]) -> int:
-    with _log_shown():
+    with _log_shown(), stopping.listen():
         code: int = import_module(f"gemma_ft.commands.{command}").run(words)
     return code
 

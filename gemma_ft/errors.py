@@ -17,6 +17,15 @@ class ConfigError(GemmaFTError):
         self.problems = problems
 
 
+class Interrupted(KeyboardInterrupt):
+    """End a run that was asked to stop; what it had done is on disk, and the same line goes on."""
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.exit_code = exit_code
+
+
 class ModelError(GemmaFTError):
     """Say why a checkpoint or tokenizer cannot be used."""
 

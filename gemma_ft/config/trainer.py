@@ -20,6 +20,7 @@ _POSITIVE = (
     "save_steps",
     "save_total_limit",
     "eval_steps",
+    "max_hours",
     "early_stopping_patience",
     "sample_tokens",
 )
@@ -66,6 +67,8 @@ class TrainerConfig:
     """Steps between two checkpoints."""
     save_total_limit: int | None = 2
     """Checkpoints kept; none keeps all."""
+    max_hours: float | None = None
+    """Stop after this many hours with a checkpoint, as SIGTERM would; the same line goes on."""
     load_best_model_at_end: bool = False
     """End with the checkpoint of the lowest held-out loss instead of the last one."""
     early_stopping_patience: int | None = None

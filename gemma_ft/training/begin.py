@@ -1,15 +1,11 @@
 """What a run folder allows: begin, go on, export what is trained, or nothing more to do."""
 
-import errno
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.errors import RunError, TrainingError
-from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.errors import RunError
+from gemma_ft.runs import RunFolder, Stage
 from gemma_ft.training.identity import identity
 from gemma_ft.training.layout import Layout
 
@@ -65,37 +61,3 @@ def _check_identity(run: RunFolder, config: RunConfig) -> None:
 
 def _shown(value: object) -> str:
     return "null" if value is None else str(value)
-
-
-@contextmanager
-def recorded(run: RunFolder, layout: Layout) -> Iterator[None]:
-    """Leave the truth in status.json when a run is interrupted or fails."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _record(run, layout, State.interrupted, "interrupted from the keyboard")
-        raise
-    except BaseException as error:
-        if layout.writes and run.locked:  # what was being written fills the disk, perhaps
-            shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
-        with suppress(OSError):
-            _record(run, layout, State.failed, f"{type(error).__name__}: {error}")
-        if _disk_is_full(error):
-            raise TrainingError(
-                f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
-            ) from error
-        raise
-    finally:
-        run.unlock()
-
-
-def _disk_is_full(error: BaseException) -> bool:
-    """Recognise a full disk, which torch's writer reports in words of its own."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
-
-
-def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
-    status = run.read_status() if layout.writes and run.locked else None
-    if status is not None:
-        run.write_status(state, status.stage, reason)

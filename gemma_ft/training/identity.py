@@ -12,6 +12,7 @@ NOT_IDENTITY = (
     "export",
     "tracking",
     "trainer.logging_steps",
+    "trainer.max_hours",
     "trainer.save_steps",
     "trainer.save_total_limit",
     "trainer.sample_prompt",

@@ -59,6 +59,19 @@ def resolve_layout(config: RunConfig) -> Layout:
     return Layout(world_size=world_size, rank=rank, accumulation=config.trainer.global_batch_size // share)
 
 
+def any_process(flag: bool) -> bool:
+    """Tell whether any process of the run says yes; all must ask at the same point, and all hear the same."""
+    import torch
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return flag
+    # NCCL reduces what is on a GPU only
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    votes = torch.tensor(int(flag), device=device)
+    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+    return bool(votes.item())
+
+
 def leave_processes() -> None:
     """Close the connections to the other processes of a run, once nothing of its trainer is in use.
 

@@ -6,14 +6,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_ft import stopping
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.export import ExportMethod
 from gemma_ft.config.schema import AdapterMethod, Attention, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
-from gemma_ft.training.begin import begin_run, recorded
+from gemma_ft.training.begin import begin_run
 from gemma_ft.training.data import prepare_rows
+from gemma_ft.training.ending import recorded
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
 from gemma_ft.training.record import record_trained
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from gemma_ft.training.trainer import RunTrainer
 
 logger = logging.getLogger("gemma_ft")
+
+_TIME_UP = "trainer.max_hours has passed"
 
 
 def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
@@ -42,7 +46,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
     if stage is Stage.finished:
         logger.info("%s is finished. Train anew with --overwrite, or keep both with name=...", run.path)
         return run
-    with recorded(run, layout):
+    with stopping.listen(), stopping.within(_seconds(config), _TIME_UP), recorded(run, config, layout):
         if stage is Stage.trained and layout.writes:
             run.lock()
         if stage is Stage.data:
@@ -51,6 +55,10 @@ def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
         if layout.writes:
             _finish(config, run)
     return run
+
+
+def _seconds(config: RunConfig) -> float | None:
+    return None if config.trainer.max_hours is None else config.trainer.max_hours * 3600
 
 
 def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
@@ -99,10 +107,13 @@ def _train(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Lay
         run.write_status(State.running, Stage.training)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
-        trainer.go_on(checkpoint)
+        with stopping.deferred():
+            trainer.go_on(checkpoint)
     else:
         _sample(trainer, config, run, layout, when="before")
-        trainer.train()
+        with stopping.deferred():
+            trainer.train()
+    stopping.check()
 
 
 def _check_length(config: RunConfig, checkpoint: "Checkpoint") -> None:

@@ -16,7 +16,7 @@ LAYERS = (
     ("modeling", "data", "runs"),
     ("hub", "cache"),
     ("config",),
-    ("families",),
+    ("families", "locks", "secrets", "stopping"),
     ("errors",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

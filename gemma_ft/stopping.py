@@ -1,0 +1,192 @@
+"""Being asked to stop: by a signal, by the clock, by the death of a launcher.
+
+Where a run may end anywhere (loading, tokenising, exporting), a stop is raised where the program is: whatever
+is written appears whole or not at all. Where it is `deferred` (training), it is noted, and the step loop asks.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from gemma_ft.errors import Interrupted
+
+logger = logging.getLogger("gemma_ft")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a run that was stopped by anything but Ctrl-C: 143."""
+_LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
+_SAME_STOP_SECONDS = 0.5
+"""`timeout` and some schedulers send a signal twice, to the process and to its group."""
+_SAME_LAUNCHED_STOP_SECONDS = 5.0
+"""A launcher passes on what a terminal has sent to its workers as well."""
+_LAUNCHER_POLL_SECONDS = 2.0
+_ORPHAN_SECONDS = 300.0
+"""How long an orphan may take to its next step before it is ended: the others may be gone."""
+
+
+class _Stop:
+    """What was asked for, in this process."""
+
+    def __init__(self) -> None:
+        self.request: Interrupted | None = None
+        self.listening = False
+        self.deferrals = 0
+        self.raised = False
+        self.since = 0.0
+        self.at_once: Callable[[Interrupted], None] | None = None
+
+    def note(self, request: Interrupted) -> None:
+        if self.request is None:
+            self.request, self.since = request, time.monotonic()
+            if self.deferrals:
+                logger.info("%s: stopping after this step. A second signal stops at once.", request.reason)
+
+
+_stop = _Stop()
+
+
+def requested() -> Interrupted | None:
+    """Return what to raise if this process was asked to stop, else None."""
+    return _stop.request
+
+
+def check() -> None:
+    """Stop here if this process was asked to.
+
+    Raises:
+        Interrupted: It was.
+    """
+    if _stop.request is not None:
+        raise _stop.request
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Note a stop instead of raising it: what runs here asks `requested` where it can stop."""
+    _stop.deferrals += 1
+    try:
+        yield
+    finally:
+        _stop.deferrals -= 1
+
+
+@contextmanager
+def stopped_at_once(record: Callable[[Interrupted], None]) -> Iterator[None]:
+    """Have this called before a second signal ends the process on the spot."""
+    before, _stop.at_once = _stop.at_once, record
+    try:
+        yield
+    finally:
+        _stop.at_once = before
+
+
+@contextmanager
+def listen() -> Iterator[None]:
+    """Take SIGTERM, SIGINT and a launcher's death as requests to stop; in the main thread only."""
+    if _stop.listening or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    inbox, outbox = socket.socketpair()
+    outbox.setblocking(False)
+    handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
+    _stop.__init__()  # type: ignore[misc]
+    _stop.listening = True
+    threading.Thread(target=_watch_signals, args=(inbox,), daemon=True, name="signals").start()
+    if any(name in os.environ for name in _LAUNCHED):
+        threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True, name="launcher").start()
+    try:
+        yield
+    finally:
+        _stop.listening = False
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        outbox.close()
+
+
+@contextmanager
+def within(seconds: float | None, reason: str) -> Iterator[None]:
+    """Ask for a stop when a time is up; None sets no limit."""
+    if seconds is None:
+        yield
+        return
+    clock = threading.Timer(seconds, interrupt, args=(reason,))
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    finally:
+        clock.cancel()
+
+
+def interrupt(reason: str) -> None:
+    """Ask this process to stop, from any thread."""
+    _stop.note(Interrupted(reason, TERMINATED))
+    if _stop.listening and sys.platform != "win32":
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    _stop.note(_from_signal(number))
+    if not _stop.deferrals and not _stop.raised and _stop.request is not None:
+        _stop.raised = True
+        raise _stop.request
+
+
+def _from_signal(number: int) -> Interrupted:
+    return Interrupted(signal.Signals(number).name, 128 + number)
+
+
+def _watch_signals(inbox: socket.socket) -> None:
+    """Note signals as they come, also while the main thread computes, where Python's handlers wait."""
+    launched = any(name in os.environ for name in _LAUNCHED)
+    same = _SAME_LAUNCHED_STOP_SECONDS if launched else _SAME_STOP_SECONDS
+    with inbox:
+        while numbers := inbox.recv(64):
+            for number in (number for number in numbers if number in SIGNALS):
+                if _stop.request is None:
+                    _stop.note(_from_signal(number))
+                elif time.monotonic() - _stop.since > same:
+                    _end_at_once()
+
+
+def _end_at_once() -> None:
+    request = _stop.request or _from_signal(signal.SIGTERM)
+    if _stop.at_once is not None:
+        with suppress(Exception):
+            _stop.at_once(request)
+    os._exit(request.exit_code)
+
+
+def _watch_launcher(parent: int) -> None:
+    """Stop when the launcher is gone, which would have told us to; end it where no step comes any more."""
+    while _stop.listening and os.getppid() == parent:
+        time.sleep(_LAUNCHER_POLL_SECONDS)
+    if _stop.listening:
+        interrupt("its launcher is gone")
+        time.sleep(_ORPHAN_SECONDS)
+        if _stop.listening:
+            _end_at_once()
+
+
+def _forget() -> None:
+    """Leave the parent's signals to the parent: a forked child would tell it of its own."""
+    if _stop.listening:
+        _stop.listening = False
+        with suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

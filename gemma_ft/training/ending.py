@@ -1,0 +1,45 @@
+"""How a run ends when it does not finish: status.json says what happened, and nothing half-written stays."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from gemma_ft import stopping
+from gemma_ft.config.schema import RunConfig
+from gemma_ft.errors import Interrupted
+from gemma_ft.runs import RunFolder, State
+from gemma_ft.training.failures import explain_failure
+from gemma_ft.training.layout import Layout
+
+
+@contextmanager
+def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None]:
+    """Leave the truth in status.json when a run is interrupted or fails."""
+
+    def interrupted(stop: BaseException) -> None:
+        reason = stop.reason if isinstance(stop, Interrupted) else "interrupted from the keyboard"
+        _record(run, layout, State.interrupted, reason)
+
+    try:
+        with stopping.stopped_at_once(interrupted):
+            yield
+    except KeyboardInterrupt as stop:
+        interrupted(stop)
+        raise
+    except BaseException as error:
+        if layout.writes and run.locked:  # what was being written fills the disk, perhaps
+            shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
+        explained = explain_failure(error, config, run)
+        with suppress(OSError):
+            _record(run, layout, State.failed, f"{type(error).__name__}: {explained or error}")
+        if explained is not None:
+            raise explained from error
+        raise
+    finally:
+        run.unlock()
+
+
+def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
+    status = run.read_status() if layout.writes and run.locked else None
+    if status is not None:
+        run.write_status(state, status.stage, reason)
