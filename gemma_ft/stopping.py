@@ -1,7 +1,8 @@
 """Being asked to stop: by a signal, by the clock, by the death of a launcher.
 
-Where a run may end anywhere (loading, tokenising, exporting), a stop is raised where the program is: whatever
-is written appears whole or not at all. Where it is `deferred` (training), it is noted, and the step loop asks.
+Where a run may end anywhere (loading, tokenising, exporting), a stop is raised where the program is, since
+whatever is written appears whole or not at all. Where it is `deferred` (training), it is noted, and the step
+loop asks.
 """
 
 import logging
@@ -39,7 +40,7 @@ class _Stop:
         self.request: Interrupted | None = None
         self.listening = False
         self.deferrals = 0
-        self.raised = False
+        self.told = False
         self.since = 0.0
         self.at_once: Callable[[Interrupted], None] | None = None
 
@@ -91,22 +92,25 @@ def stopped_at_once(record: Callable[[Interrupted], None]) -> Iterator[None]:
 @contextmanager
 def listen() -> Iterator[None]:
     """Take SIGTERM, SIGINT and a launcher's death as requests to stop; in the main thread only."""
+    global _stop
     if _stop.listening or threading.current_thread() is not threading.main_thread():
         yield
         return
     inbox, outbox = socket.socketpair()
     outbox.setblocking(False)
-    handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    _stop = stop = _Stop()  # what an earlier run was asked is its own
+    stop.listening = True
     wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    _stop.__init__()  # type: ignore[misc]
-    _stop.listening = True
-    threading.Thread(target=_watch_signals, args=(inbox,), daemon=True, name="signals").start()
+    handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    threading.Thread(target=_watch_signals, args=(inbox, stop), daemon=True, name="signals").start()
     if any(name in os.environ for name in _LAUNCHED):
-        threading.Thread(target=_watch_launcher, args=(os.getppid(),), daemon=True, name="launcher").start()
+        threading.Thread(
+            target=_watch_launcher, args=(os.getppid(), stop), daemon=True, name="launcher"
+        ).start()
     try:
         yield
     finally:
-        _stop.listening = False
+        stop.listening = False
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -137,56 +141,67 @@ def interrupt(reason: str) -> None:
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     _stop.note(_from_signal(number))
-    if not _stop.deferrals and not _stop.raised and _stop.request is not None:
-        _stop.raised = True
-        raise _stop.request
+    first, _stop.told = not _stop.told, True
+    if first and not _stop.deferrals:  # a later one must not disturb what the first one's end still writes
+        raise _stop.request or _from_signal(number)
 
 
 def _from_signal(number: int) -> Interrupted:
     return Interrupted(signal.Signals(number).name, 128 + number)
 
 
-def _watch_signals(inbox: socket.socket) -> None:
+def _watch_signals(inbox: socket.socket, stop: _Stop) -> None:
     """Note signals as they come, also while the main thread computes, where Python's handlers wait."""
     launched = any(name in os.environ for name in _LAUNCHED)
     same = _SAME_LAUNCHED_STOP_SECONDS if launched else _SAME_STOP_SECONDS
     with inbox:
         while numbers := inbox.recv(64):
             for number in (number for number in numbers if number in SIGNALS):
-                if _stop.request is None:
-                    _stop.note(_from_signal(number))
-                elif time.monotonic() - _stop.since > same:
-                    _end_at_once()
+                if stop.request is None:
+                    stop.note(_from_signal(number))
+                elif stop.listening and time.monotonic() - stop.since > same:
+                    _end_at_once(stop)
 
 
-def _end_at_once() -> None:
-    request = _stop.request or _from_signal(signal.SIGTERM)
-    if _stop.at_once is not None:
+def _end_at_once(stop: _Stop) -> None:
+    request = stop.request or _from_signal(signal.SIGTERM)
+    if stop.at_once is not None:
         with suppress(Exception):
-            _stop.at_once(request)
+            stop.at_once(request)
     os._exit(request.exit_code)
 
 
-def _watch_launcher(parent: int) -> None:
+def _watch_launcher(parent: int, stop: _Stop) -> None:
     """Stop when the launcher is gone, which would have told us to; end it where no step comes any more."""
-    while _stop.listening and os.getppid() == parent:
+    while stop.listening and os.getppid() == parent:
         time.sleep(_LAUNCHER_POLL_SECONDS)
-    if _stop.listening:
+    if stop.listening:
         interrupt("its launcher is gone")
         time.sleep(_ORPHAN_SECONDS)
-        if _stop.listening:
-            _end_at_once()
+        if stop.listening:
+            _end_at_once(stop)
+
+
+def _hold_signals() -> None:
+    if _stop.listening:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _let_signals_through() -> None:
+    if _stop.listening:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _forget() -> None:
     """Leave the parent's signals to the parent: a forked child would tell it of its own."""
     if _stop.listening:
-        _stop.listening = False
         with suppress(ValueError):
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        _let_signals_through()
+        _stop.listening = False
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(before=_hold_signals, after_in_parent=_let_signals_through, after_in_child=_forget)

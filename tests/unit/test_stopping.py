@@ -1,0 +1,222 @@
+"""Being asked to stop, in programs of a few lines that are sent real signals."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from gemma_ft import stopping
+from gemma_ft.errors import Interrupted
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+PROGRAM = """
+import os, signal, sys, time
+from gemma_ft import stopping
+from gemma_ft.errors import Interrupted
+
+def busy(seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+def ready():
+    print("ready", flush=True)
+
+try:
+    with stopping.listen():
+{body}
+except Interrupted as stop:
+    print("stopped by", stop.reason, flush=True)
+    sys.exit(stop.exit_code)
+print("went on to the end", flush=True)
+"""
+
+
+def program(body: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    code = PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), " " * 8))
+    clean = {key: value for key, value in os.environ.items() if key not in stopping._LAUNCHED}
+    started = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**clean, **(env or {})},
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    return started
+
+
+def end(started: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = started.communicate(timeout=60)
+    assert "Traceback" not in err, err
+    return started.returncode, out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_where_a_run_may_end_anywhere_a_signal_ends_it(number, code):
+    started = program("ready()\nbusy()")
+    started.send_signal(number)
+    assert end(started) == (code, f"stopped by {number.name}\n")
+
+
+def test_while_it_is_deferred_a_signal_is_noted_and_raised_where_asked():
+    started = program(
+        """
+        with stopping.deferred():
+            ready()
+            while stopping.requested() is None:
+                time.sleep(0.01)
+            print("ended its step", flush=True)
+        stopping.check()
+        """
+    )
+    started.send_signal(signal.SIGTERM)
+    assert end(started) == (143, "ended its step\nstopped by SIGTERM\n")
+
+
+def test_a_signal_sent_twice_at_once_is_one():
+    started = program(
+        """
+        ready()
+        try:
+            busy()
+        finally:
+            busy(0.2)
+            print("left in order", flush=True)
+        """
+    )
+    started.send_signal(signal.SIGTERM)
+    started.send_signal(signal.SIGTERM)
+    assert end(started) == (143, "left in order\nstopped by SIGTERM\n")
+
+
+def test_a_second_signal_stops_at_once_and_the_record_is_written_first():
+    started = program(
+        """
+        with stopping.stopped_at_once(lambda stop: print("recorded", stop.reason, flush=True)):
+            with stopping.deferred():
+                ready()
+                while stopping.requested() is None:
+                    time.sleep(0.01)
+                time.sleep(2 * stopping._SAME_STOP_SECONDS)
+                print("again", flush=True)
+                busy()
+        """
+    )
+    started.send_signal(signal.SIGINT)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "again\n"
+    started.send_signal(signal.SIGTERM)
+    assert end(started) == (130, "recorded SIGINT\n")
+
+
+def test_a_second_signal_reaches_a_program_that_computes_without_a_pause():
+    started = program(
+        """
+        import hashlib
+        with stopping.deferred():
+            ready()
+            while stopping.requested() is None:
+                time.sleep(0.01)
+            time.sleep(2 * stopping._SAME_STOP_SECONDS)
+            print("again", flush=True)
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # one call of C for minutes
+        """
+    )
+    started.send_signal(signal.SIGTERM)
+    assert started.stdout is not None
+    assert started.stdout.readline() == "again\n"
+    started.send_signal(signal.SIGTERM)
+    assert end(started)[0] == 143
+
+
+def test_a_time_limit_stops_as_sigterm_does():
+    started = program("ready()\nwith stopping.within(0.05, 'its time is up'):\n    busy()")
+    assert end(started) == (143, "stopped by its time is up\n")
+
+
+def test_a_run_that_ends_in_time_is_not_stopped_later():
+    started = program("ready()\nwith stopping.within(0.3, 'its time is up'):\n    pass\nbusy(0.6)")
+    assert end(started) == (0, "went on to the end\n")
+
+
+def test_a_forked_child_does_not_speak_for_its_parent():
+    started = program(
+        """
+        ready()
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+        os.kill(child, signal.SIGTERM)
+        print("child", os.waitpid(child, 0)[1], flush=True)
+        busy(0.2)
+        """
+    )
+    assert end(started) == (0, f"child {int(signal.SIGTERM)}\nwent on to the end\n")
+
+
+def test_a_worker_whose_launcher_is_gone_stops():
+    launcher = """
+        import subprocess
+        if "WORKER" not in os.environ:
+            own = {**os.environ, "WORKER": "1"}
+            worker = subprocess.Popen([sys.executable, "-c", os.environ["PROGRAM"]], env=own)
+            time.sleep(60)
+        ready()
+        busy()
+    """
+    code = PROGRAM.format(body=textwrap.indent(textwrap.dedent(launcher), " " * 8))
+    code = code.replace(
+        "ready()\n        busy()", "stopping._LAUNCHER_POLL_SECONDS = 0.05\n        ready()\n        busy()"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "LOCAL_RANK": "0", "PROGRAM": code},
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    started.kill()
+    assert started.stdout.readline() == "stopped by its launcher is gone\n"  # said by the worker
+    started.wait()
+    started.stdout.close()
+
+
+def test_in_another_thread_nothing_is_installed_and_a_stop_is_still_noted():
+    import threading
+
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work():
+        with stopping.listen():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+def test_handlers_are_as_before_once_a_run_is_over():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with stopping.listen():
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+        with stopping.listen():  # train() within a command
+            pass
+        assert signal.getsignal(signal.SIGTERM) is not before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_what_was_asked_of_one_run_is_not_asked_of_the_next():
+    with pytest.raises(Interrupted, match="its time is up"), stopping.listen():
+        stopping.interrupt("its time is up")
+    with stopping.listen():
+        assert stopping.requested() is None
+        stopping.check()
