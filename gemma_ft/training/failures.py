@@ -1,19 +1,80 @@
-"""What a failure that is no fault of the program means to the user, in one line."""
+"""What a failure means to the user and what helps, in one line."""
 
 import errno
+import json
 
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.schema import Dtype, RunConfig
 from gemma_ft.errors import TrainingError
 from gemma_ft.runs import RunFolder
+
+_ROWS_NAMED = 5
+
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient that is no finite number: nothing that follows from it could be right."""
+
+    def __init__(self, what: str, *, step: int, rows: tuple[str, ...] = (), weights: bool = False) -> None:
+        """Say where it was seen.
+
+        Args:
+            what: What is not finite, and its value.
+            step: The optimizer step, from 1; 0 is before training.
+            rows: Where the rows of its batch came from.
+            weights: Whether weights are not finite either.
+        """
+        named = ", ".join(rows[:_ROWS_NAMED])
+        more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
+        super().__init__(f"{what} at step {step}" + (f", in the batch of {named}{more}" if rows else ""))
+        self.step = step
+        self.weights = weights
 
 
 def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> TrainingError | None:
     """Word a failure that the user can do something about; None leaves it as it is."""
+    if isinstance(error, NotFiniteError):
+        return _explain_not_finite(error, config, run)
     if _disk_is_full(error):
         return TrainingError(
             f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
         )
     return None
+
+
+def _explain_not_finite(error: NotFiniteError, config: RunConfig, run: RunFolder) -> TrainingError:
+    untrained = error.step <= 1
+    if error.weights and untrained:
+        places = [f"model.path={config.model.path}"]
+        places += [f"adapter.path={config.adapter.path}"] if config.adapter.path else []
+        return TrainingError(
+            f"{' or '.join(places)} holds weights that are not finite: {error}. Fetch or convert it again."
+        )
+    helps = []
+    dtype = _dtype_of(run)
+    if dtype == Dtype.fp16:
+        helps.append(f"model.dtype={_wider_dtype()}, since fp16 overflows early")
+    if not untrained:
+        helps.append(f"a lower trainer.learning_rate={config.trainer.learning_rate:g}")
+    if untrained and dtype != Dtype.fp16:
+        helps.append("to mend or leave out what is in it, since no step has been taken yet")
+    line = f"{error}. What usually helps: {'; or '.join(helps)}."
+    if steps := run.steps():
+        line += f" Add name={config.name}-2 to it: the checkpoints up to step {steps[-1]} stay."
+    return TrainingError(line)
+
+
+def _dtype_of(run: RunFolder) -> str | None:
+    """Return the number format that a run computes in."""
+    try:
+        environment = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(environment.get("dtype"))
+
+
+def _wider_dtype() -> Dtype:
+    from gemma_ft.modeling.precision import read_device
+
+    return Dtype.bf16 if read_device().bf16 else Dtype.fp32
 
 
 def _disk_is_full(error: BaseException) -> bool:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
-from gemma_ft.errors import TrainingError
 from gemma_ft.runs import RunFolder
+from gemma_ft.training.failures import NotFiniteError
+from gemma_ft.training.guard import all_finite
 from gemma_ft.training.trainer import last_logged
 
 if TYPE_CHECKING:
+    import torch
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger("gemma_ft")
@@ -41,10 +43,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         state: "TrainerState",
         control: "TrainerControl",
         logs: dict[str, float] | None = None,
+        model: "torch.nn.Module | None" = None,
         **_: Any,
     ) -> None:
         """Keep what TRL reports, and say it."""
-        _check_finite(logs or {}, state.global_step)
+        _check_finite(logs or {}, state.global_step, model)
         if not state.is_world_process_zero or not logs or "train_loss" in logs:
             return  # the summary at the end counts from the last start, not from the run's
         record: dict[str, Any] = {
@@ -75,13 +78,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self.run.append_metrics(record)
 
 
-def _check_finite(logs: dict[str, float], step: int) -> None:
-    for key in ("loss", "eval_loss"):
-        if key in logs and not math.isfinite(logs[key]):
-            raise TrainingError(
-                f"{key} is {logs[key]} at step {step}. Lower trainer.learning_rate, or use model.dtype=bf16 "
-                "or fp32; the checkpoints before it stay."
-            )
+def _check_finite(logs: dict[str, float], step: int, model: "torch.nn.Module | None") -> None:
+    """Refuse to go on from a logged loss that is no number."""
+    for key, name in (("loss", "the loss"), ("eval_loss", "the held-out loss")):
+        if not math.isfinite(loss := logs.get(key, 0.0)):
+            weights = model is not None and not all_finite(model.parameters())
+            raise NotFiniteError(f"{name} is {loss:g}", step=step, weights=weights)
 
 
 def peak_memory() -> int:
