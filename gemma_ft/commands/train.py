@@ -69,9 +69,15 @@ def build_parser() -> CommandParser:
 
 def _train(config: "RunConfig", *, overwrite: bool) -> float | None:
     """Train and return the held-out loss, which a sweeper may want to lower."""
+    from gemma_ft.runs import RunFolder
+    from gemma_ft.training.launch import launch, processes_to_launch
     from gemma_ft.training.run import train
 
-    losses = train(config, overwrite=overwrite).held_out_losses()
+    if processes := processes_to_launch(config):
+        launch(config, processes, *(["--overwrite"] if overwrite else []))
+    else:
+        train(config, overwrite=overwrite)
+    losses = RunFolder(config.output_dir).held_out_losses()
     return losses[-1] if losses else None
 
 

@@ -83,13 +83,16 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
     data = prepare_rows(config, run, layout, checkpoint, tokenizer)
+    stopping.check()  # a library may have swallowed what was raised in it
     from gemma_ft.training.build import build_trainer  # here, since TRL takes seconds to import
 
     trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
+    stopping.check()
     _train(trainer, config, run, layout)
     if data.held_out is not None and not _just_evaluated(trainer):
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
+    stopping.check()
     if layout.writes:
         _save(trainer, config, run, checkpoint)
         record_trained(run, config, checkpoint, precision)
