@@ -1,0 +1,180 @@
+"""Secrets: what must reach neither a file nor a screen, and the one place that takes it out of a text.
+
+A secret is known by its value (environment variables whose names say so, token files, netrc) or by its shape.
+"""
+
+import configparser
+import json
+import logging
+import netrc
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote
+
+_SHORTEST = 8
+"""Characters; a shorter value would be found in innocent words."""
+_SECRET_WORD = re.compile(
+    r"TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PWD|PASS|PAT|CREDENTIALS?|AUTH|AUTHORIZATION|COOKIE|DSN"
+    r"|\w+(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|APIKEY)|APIKEY"
+)
+"""A word of a name; those of the second line may be joined to another one, as in PGPASSWORD."""
+_HARMLESS_ENDINGS = ("PATH", "FILE", "DIR", "SOCK", "HOME", "HELPER", "METHOD", "TYPE", "MODE")
+_HARMLESS_NAMES = frozenset(("PWD", "OLDPWD", "GPG_KEY"))
+_HARMLESS_VALUES = frozenset(("anonymous", "disabled", "interactive", "preferred", "publickey", "required"))
+_HUB_TOKEN, _HUB_TOKENS = "hub token", "stored hub token"
+_PASSWORD_IN_URL = re.compile(r"://[^\s/@:]*:([^\s/@]+)@")
+
+_START = r"(?<![A-Za-z0-9])"
+_QUOTED = r"['\"]?\s*[:=]\s*['\"]?"
+_SHAPES = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+        rf"{_START}(?:hf_(?:oauth_|jwt_)?|api_org_)[A-Za-z0-9]{{16,}}",
+        rf"{_START}wandb_v\d+_\w{{20,}}",
+        rf"{_START}[sr]k[-_](?=[\w-]*\d)[\w-]{{20,}}",
+        rf"{_START}(?:gh[pousr]_[A-Za-z0-9]{{20,}}|github_pat_\w{{20,}}|glpat-[\w-]{{16,}})",
+        rf"{_START}(?:(?:AKIA|ASIA)[0-9A-Z]{{16}}|AIza[\w-]{{35}}|npm_[A-Za-z0-9]{{36}})",
+        rf"{_START}(?:xox[abeoprs]-[\w-]{{10,}}|pypi-[\w-]{{50,}}|eyJ[\w-]{{8,}}\.[\w-]{{8,}}\.[\w-]{{8,}})",
+        r"(?P<kept>://)(?:[^\s/@:'\"<>]*:[^\s/@'\"<>]+|[^\s/@:'\"<>]{16,})(?=@)",
+        r"(?i)(?P<kept>[?&][\w.-]*(?:token|secret|signature|sig|key|password|credential|policy)=)[^\s&'\"#]+",
+        rf"(?i)(?P<kept>\bauthorization{_QUOTED}(?:(?:basic|bearer|token)\s+)?)[^\s'\",]{{8,}}",
+        r"(?i)(?P<kept>\b(?:bearer|basic)\s+)(?=[^\s'\"]*\d)[\w.~+/=-]{8,}",
+        r"(?i)(?P<kept>(?:wandb|key|token|secret)['\"]?\W{1,4})[0-9a-f]{40}(?![0-9a-f])",
+        r"(?i)(?P<kept>(?:(?:api|hub|access|auth|refresh|client|private|secret)[_-]?(?:token|key|secret)"
+        rf"|password|passwd|passphrase){_QUOTED})(?!\[secret)[^\s'\",;&]{{8,}}",
+    )
+)
+"""What is a secret by its shape or by what stands before it; the latter is kept, so that texts stay clear."""
+
+
+def redact(text: str) -> str:
+    """Replace every secret in a text by a marker that names its source, like `[secret HF_TOKEN]`."""
+    for value, source in _known():
+        if value in text:
+            text = text.replace(value, f"[secret {source}]")
+    for pattern in _SHAPES:
+        text = pattern.sub(_marked, text)
+    return text
+
+
+def _marked(found: re.Match[str]) -> str:
+    return f"{found.groupdict().get('kept', '')}[secret]"
+
+
+@lru_cache(maxsize=1024)
+def is_secret_name(name: str) -> bool:
+    """Tell whether a variable or a key of this name is one that holds a secret."""
+    words = [word for word in re.split(r"[^A-Z0-9]+", name.upper()) if word]
+    if not words or name.upper() in _HARMLESS_NAMES or words[-1] in _HARMLESS_ENDINGS:
+        return False
+    return any(_SECRET_WORD.fullmatch(word) for word in words)
+
+
+@contextmanager
+def kept_out_of_logs() -> Iterator[None]:
+    """Redact what any logger of this process says while this lasts, tracebacks included."""
+    before = logging.getLogRecordFactory()
+
+    def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        with suppress(Exception):  # a record that cannot be formatted is the logger's own affair
+            said = record.getMessage()
+            if (clean := redact(said)) != said:
+                record.msg, record.args = clean, ()
+            if record.exc_info and record.exc_info[0] is not None:
+                trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+                if (clean := redact(trace)) != trace:
+                    record.exc_text = clean  # a formatter takes this as it is
+        return record
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield
+    finally:
+        if logging.getLogRecordFactory() is make:
+            logging.setLogRecordFactory(before)
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None = None
+) -> None:
+    """Print an error as Python does, without secrets; made to be `sys.excepthook`."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _known() -> list[tuple[str, str]]:
+    """List the secrets of this machine in every form they may be written in, the longest first."""
+    found: dict[str, str] = {}
+    for value, source in _values():
+        for form in _forms(value):
+            if len(form) >= _SHORTEST:
+                found.setdefault(form, source)
+    return sorted(found.items(), key=lambda item: -len(item[0]))
+
+
+def _values() -> Iterator[tuple[str, str]]:
+    for name, value in os.environ.items():
+        if "://" in value and (found := _PASSWORD_IN_URL.search(value)):
+            yield unquote(found[1]), name
+        if len(value) >= _SHORTEST and is_secret_name(name) and not _is_harmless(value):
+            yield value, name
+    for source, path in _token_files():
+        with suppress(OSError):
+            facts = path.stat()
+            for value in _read_secrets(source, path, facts.st_mtime_ns, facts.st_size):
+                yield value, source
+
+
+def _is_harmless(value: str) -> bool:
+    """Tell whether a value is a setting, a placeholder or the path of a file."""
+    if value.lower() in _HARMLESS_VALUES or len(set(value)) == 1:
+        return True
+    with suppress(OSError, RuntimeError):
+        return value[0] in "/~." and Path(value).expanduser().exists()
+    return False
+
+
+def _forms(value: str) -> Iterator[str]:
+    """Yield a value as it is and as URLs, JSON and Python write it; of several lines, each by itself."""
+    yield value
+    yield value.strip()
+    yield quote(value, safe="")
+    yield quote_plus(value)
+    yield json.dumps(value)[1:-1]
+    yield repr(value)[1:-1]
+    if "\n" in value:
+        yield from (line.strip() for line in value.splitlines() if "PRIVATE KEY" not in line)
+
+
+def _token_files() -> Iterator[tuple[str, Path]]:
+    """Yield the files of this user that hold tokens."""
+    home = Path(os.environ.get("HOME") or os.path.expanduser("~"))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    hub = Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
+    token = Path(os.environ.get("HF_TOKEN_PATH") or hub / "token").expanduser()
+    yield _HUB_TOKEN, token
+    yield _HUB_TOKENS, token.with_name("stored_tokens")
+    yield "netrc", Path(os.environ.get("NETRC") or home / ".netrc").expanduser()
+
+
+@lru_cache(maxsize=16)
+def _read_secrets(source: str, path: Path, changed: int, size: int) -> tuple[str, ...]:
+    """Read a token file; its age and size are asked for so that a changed one is read again."""
+    with suppress(OSError, ValueError, configparser.Error, netrc.NetrcParseError):
+        if source == _HUB_TOKEN:
+            return (path.read_text(encoding="utf-8").strip(),)
+        if source == _HUB_TOKENS:
+            table = configparser.ConfigParser(interpolation=None)
+            table.read_string(path.read_text(encoding="utf-8"))
+            return tuple(table[name].get("hf_token", "") for name in table.sections())
+        return tuple(entry[2] or "" for entry in netrc.netrc(path).hosts.values())
+    return ()
