@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from gemma_ft import stopping
+from gemma_ft import secrets, stopping
 from gemma_ft.errors import GemmaFTError, Interrupted
 
 _COMMANDS = {
@@ -45,10 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.excepthook = secrets.print_traceback
     if sys.stdout is None:  # closed by whoever started us
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
-        code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        with secrets.kept_out_of_logs():
+            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return code
     except GemmaFTError as error:
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted: {stop.reason}. The same line again goes on.", file=sys.stderr)
+            print(f"interrupted: {stop.reason}. The same line again goes on.", file=sys.stderr, flush=True)
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -113,7 +115,7 @@ def _unknown_command(word: str) -> GemmaFTError:
 def _print_error(error: GemmaFTError) -> None:
     if error.exit_code == 2 and os.environ.get("RANK", "0") != "0":
         return  # every process of a launch meets the same mistake; one tells it
-    for line in str(error).splitlines():
+    for line in secrets.redact(str(error)).splitlines():
         print(f"error: {line}", file=sys.stderr)
 
 
