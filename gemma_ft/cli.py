@@ -43,6 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or the exit code of what went wrong: 2 for what the user can mend, 1 for a run that failed.
     """
+    code = _main(sys.argv[1:] if argv is None else list(argv))
+    if code and _among_processes():
+        # what holds their connections could wait for ever for processes that have left
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _main(words: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     sys.excepthook = secrets.print_traceback
@@ -50,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         with secrets.kept_out_of_logs():
-            code = _dispatch(sys.argv[1:] if argv is None else list(argv))
+            code = _dispatch(words)
         sys.stdout.flush()
         return code
     except GemmaFTError as error:
@@ -74,6 +84,16 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except SystemExit as end:  # argparse ends a --help page like this
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        if not _among_processes():
+            raise
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        return 1
+
+
+def _among_processes() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and bool(distributed.is_initialized())
 
 
 def _dispatch(words: list[str]) -> int:
