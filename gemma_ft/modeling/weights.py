@@ -36,9 +36,11 @@ def check_weights(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force the files of a folder, and the folder itself, onto the disk."""
+    """Force the files of a folder, and the names in it, onto the disk."""
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_dir():
+            sync_entries(path)
+        elif path.is_file():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
     sync_entries(folder)
@@ -56,8 +58,25 @@ def sync_entries(folder: Path) -> None:
 
 
 def publish_folder(beside: Path, final: Path) -> None:
-    """Give a whole folder its final name, in place of one that was there."""
+    """Give a whole folder its final name, in place of one that was there.
+
+    Killed anywhere in between, it leaves the old one, the new one or none under that name, never a part.
+    """
     flush_folder(beside)
-    if final.exists():
-        shutil.rmtree(final)
+    old = _hide(final) if final.exists() else None
     beside.rename(final)
+    sync_entries(final.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def discard_folder(folder: Path) -> None:
+    """Delete a folder; killed in between, it leaves nothing of it under its name."""
+    shutil.rmtree(_hide(folder))
+
+
+def _hide(folder: Path) -> Path:
+    hidden = folder.with_name(f".{folder.name}.old")
+    if hidden.exists():  # left by a process that was killed
+        shutil.rmtree(hidden)
+    return folder.rename(hidden)

@@ -8,12 +8,14 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, Printer
 
 from gemma_ft.config.schema import AdapterMethod, RunConfig
 from gemma_ft.data.prepare import PreparedData
+from gemma_ft.errors import ModelError
 from gemma_ft.modeling.adapters import attach_adapter
 from gemma_ft.modeling.checkpoint import Checkpoint
 from gemma_ft.modeling.loading import load_model
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
+from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.progress import Progress
 from gemma_ft.training.trainer import RunTrainer
@@ -42,7 +44,7 @@ def build_trainer(
         precision=precision,
         output_dir=run.checkpoints / ".writing",
         evaluates=evaluates,
-        resumes=bool(run.steps()),
+        resumes=False,  # the trainer knows, once it is told to go on
     )
     set_seed(config.seed)
     adapts = config.adapter.method is not AdapterMethod.none
@@ -50,11 +52,13 @@ def build_trainer(
     model = load_model(checkpoint, precision, config.quantization, dtype=dtype)
     if adapts:
         model = attach_adapter(model, config.adapter)
+    trained = _count_trainable(model, config)
     callbacks: list[Any] = [Progress(run)]
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
     trainer = RunTrainer(
         run=run,
+        guard=StepGuard(data),
         checkpoints_kept=config.trainer.save_total_limit,
         model=model,
         args=arguments,
@@ -64,12 +68,26 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
-    _say_what_trains(trainer, checkpoint, config)
+    _say_what_trains(trained, checkpoint, config)
     return trainer
 
 
-def _say_what_trains(trainer: RunTrainer, checkpoint: Checkpoint, config: RunConfig) -> None:
-    trained = sum(value.numel() for value in trainer.model.parameters() if value.requires_grad)
+def _count_trainable(model: torch.nn.Module, config: RunConfig) -> int:
+    """Count what training changes.
+
+    Raises:
+        ModelError: It is nothing.
+    """
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    if not trained:
+        raise ModelError(
+            f"adapter={config.adapter.method} leaves model.path={config.model.path} without a trainable "
+            "parameter. Use adapter=lora with targets that the model has."
+        )
+    return trained
+
+
+def _say_what_trains(trained: int, checkpoint: Checkpoint, config: RunConfig) -> None:
     logger.info(
         "model %s (%s), quantization %s, adapter %s, %s trainable parameters",
         checkpoint.path,

@@ -65,7 +65,7 @@ EARLY_STOP = [
     "quantization=none",
     "dataset.eval_fraction=0.2",
     "trainer.max_steps=20",
-    "trainer.learning_rate=0.3",
+    "trainer.learning_rate=10",
     "trainer.eval_steps=2",
     "trainer.load_best_model_at_end=true",
     "trainer.early_stopping_patience=2",
@@ -298,7 +298,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_later(train, chats,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_ft.training.trainer.check_weights", full)
+        patch.setattr("gemma_ft.training.checkpoints.check_weights", full)
         train(*words_for(chats, "cut"), code=1)
     assert "does not fit on its disk. Free some space" in capsys.readouterr().err
     cut = train(*words_for(chats, "cut"))

@@ -1,0 +1,43 @@
+"""What the processes of a run decide alike: whether to stop, and what the one that writes has found."""
+
+from gemma_ft import stopping
+from gemma_ft.errors import Interrupted
+from gemma_ft.training.layout import any_process
+
+
+def agreed_stop() -> Interrupted | None:
+    """Return what to raise if any process was asked to stop; all must ask at the same point."""
+    own = stopping.requested()
+    if not any_process(own is not None):
+        return None
+    return own or Interrupted("another process was asked to stop", stopping.TERMINATED)
+
+
+def check_stop() -> None:
+    """Stop here, in every process, if one was asked to; all must call it at the same point.
+
+    Raises:
+        Interrupted: One was.
+    """
+    if (stop := agreed_stop()) is not None:
+        raise stop
+
+
+def among_others() -> bool:
+    """Tell whether this process is connected to others."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def told_by_writer(number: int | None) -> int | None:
+    """Return the number that the writing process gives, in all of them; none below 0."""
+    if not among_others():
+        return number
+    import torch
+
+    # NCCL sends what is on a GPU only
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    told = torch.tensor(-1 if number is None else number, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return None if told.item() < 0 else int(told.item())
