@@ -1,17 +1,23 @@
 """The run folder: the only place that knows its file names."""
 
+import errno
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from gemma_ft import stopping
 from gemma_ft.config.schema import ModelConfig
 from gemma_ft.errors import RunError
+from gemma_ft.locks.folder_lock import FolderLock
+from gemma_ft.locks.holder import Holder, read_holder
+from gemma_ft.runs.files import json_text, read_json, write_in_place, write_text
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class State(StrEnum):
@@ -61,7 +67,7 @@ class RunFolder:
         self.merged = self.path / "merged"
         self.certificate_rows = self.path / "certificate_rows.json"
         self.certificate = self.path / "certificate.json"
-        self._lock: TextIO | None = None
+        self._lock = FolderLock(self.path / ".lock", stopping.interrupt)
 
     @property
     def trained(self) -> Path:
@@ -71,40 +77,34 @@ class RunFolder:
     @property
     def locked(self) -> bool:
         """Whether this process has the folder for itself."""
-        return self._lock is not None
+        return self._lock.held
 
     def lock(self) -> None:
-        """Keep other processes from writing here; the system lets go when this one ends, however it ends.
+        """Keep other processes from writing here; the lock goes with this one, however it ends.
+
+        Should it be lost, since this process gave no sign of life for long, the process is asked to stop.
 
         Raises:
-            RunError: Another process is writing here.
+            RunError: Another process is writing here, or nobody can.
         """
-        if self.locked or sys.platform == "win32":
-            return
-        import fcntl
-
-        try:
-            handle = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise RunError(
-                f"{self.path} cannot be written to ({error.strerror}). Copy the run folder to another disk."
-            ) from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.close()
-            raise RunError(
-                f"{self.path} is in use by another process. Wait for it or stop it, or give name=..."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        self._lock = handle
+        if not self.locked:
+            self._lock.acquire()
 
     def unlock(self) -> None:
         """Let other processes write here again."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
+
+    def check_lock(self) -> None:
+        """Check that no other process has taken the folder over.
+
+        Raises:
+            RunError: One has.
+        """
+        self._lock.check()
+
+    def holder(self) -> Holder | None:
+        """Return the living process that works in the folder, so that a status `running` can be believed."""
+        return read_holder(self._lock.path)
 
     def read_status(self) -> Status | None:
         """Read how the run stands, or None where no run has begun."""
@@ -119,8 +119,18 @@ class RunFolder:
             ) from error
 
     def write_status(self, state: State, stage: Stage, reason: str | None = None) -> None:
-        """Record how the run stands."""
-        write_json(self.status, asdict(Status(state, stage, reason)))
+        """Record how the run stands, on a full disk too.
+
+        Raises:
+            RunError: Another process has taken the folder over: it is not ours to say.
+        """
+        self.check_lock()
+        text = json_text(asdict(Status(state, stage, reason)))
+        try:
+            write_text(self.status, text)
+        except OSError as error:
+            if error.errno not in _FULL or not write_in_place(self.status, text):
+                raise
 
     def step_folder(self, step: int) -> Path:
         """Name the checkpoint of an optimizer step."""
@@ -133,9 +143,24 @@ class RunFolder:
         )
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to metrics.jsonl, whole or not at all; it never joins a torn one.
+
+        Raises:
+            RunError: Another process has taken the folder over.
+            OSError: The disk is full, or refuses.
+        """
+        self.check_lock()
+        with self.metrics.open("ab+", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(end - 1, 0))
+            line = (b"" if file.read(1) in (b"", b"\n") else b"\n") + json.dumps(record).encode() + b"\n"
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a line torn by a crash is left out."""
@@ -169,8 +194,10 @@ class RunFolder:
 
     def pin(self, model: ModelConfig) -> ModelConfig:
         """Name the commit of the base that this run began with, where only a branch or nothing is named."""
-        base = read_json(self.data).get("model", {}) if self.data.is_file() else {}
-        if base.get("path") != model.path or base.get("revision") is None:
+        base = read_json(self.data).get("model") if self.data.is_file() else None
+        if not isinstance(base, dict) or base.get("path") != model.path:
+            return model
+        if not isinstance(base.get("revision"), str):
             return model
         return replace(model, revision=base["revision"])
 
@@ -195,40 +222,3 @@ def open_run(path: str | os.PathLike[str]) -> RunFolder:
             f"{path} is no run folder: it has no config.yaml. Give the folder of a run, like outputs/x."
         )
     return run
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: The file is not readable JSON.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise RunError(
-            f"{path} is not readable JSON ({error}). Restore it, or start anew with --overwrite."
-        ) from error
-    return content
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
