@@ -1,8 +1,10 @@
 """The typed configuration of a run: every key with its type, its default and what it means."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 
 from gemma_ft.config.dataset import DatasetConfig
@@ -57,6 +59,8 @@ class TrackingMethod(StrEnum):
 
     none = "none"
     wandb = "wandb"
+    tensorboard = "tensorboard"
+    trackio = "trackio"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,13 +166,29 @@ class TrackingConfig:
     """Experiment tracking beside metrics.jsonl."""
 
     method: TrackingMethod = TrackingMethod.none
-    """none or wandb (offline, inside the run folder, where no key is set)."""
+    """none, wandb (offline where no key is set or no server answers), tensorboard or trackio."""
     project: str = "gemma_ft"
-    """Project that the run is filed under."""
+    """Project that wandb or trackio files the run under."""
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
-        return []
+        found = []
+        if self.method is not TrackingMethod.none and not _is_installed(self.method.value):
+            found.append(
+                f"tracking={self.method} needs the {self.method} package. Run: pip install {self.method}"
+            )
+        if self.method is TrackingMethod.wandb and not re.fullmatch(r"[^/\\#?%:]{1,128}", self.project):
+            found.append(
+                f"tracking.project={self.project} is no project of Weights & Biases. "
+                "Use at most 128 characters, without / \\ # ? % :"
+            )
+        return found
+
+
+def _is_installed(package: str) -> bool:
+    """Look for a package without importing it; a folder of this name that is lying about is none."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 @dataclass(kw_only=True, slots=True)
