@@ -5,7 +5,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gemma_ft.config.model_files import find_model_problems, look_at_model
+from gemma_ft.config.optimizers import find_optimizer_problems
 from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod, RunConfig
+from gemma_ft.config.secret_values import find_secret_problems
 from gemma_ft.errors import ConfigError
 
 _MAY_BE_EMPTY = ("trainer.sample_prompt", "dataset.path")
@@ -31,7 +33,12 @@ def find_problems(config: RunConfig) -> list[str]:
         if isinstance(value, str) and not value.strip() and key not in _MAY_BE_EMPTY
         if not any(problem.startswith(f"{key}=") for problem in found)
     ]
-    found += find_model_problems(config.model)
+    found += [
+        problem
+        for problem in find_secret_problems(config)
+        if not any(said.startswith(problem.split()[0]) for said in found)
+    ]
+    found += find_model_problems(config.model) + find_optimizer_problems(config.trainer)
     return found + _length_problems(config) + _precision_problems(config) + _evaluation_problems(config)
 
 

@@ -1,15 +1,15 @@
 """From our configuration to TRL's arguments."""
 
-from dataclasses import fields
-from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_ft.config.schema import Dtype, RunConfig, TrackingMethod
+from gemma_ft.config.schema import Dtype, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.errors import ConfigError
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.training.layout import Layout
+from gemma_ft.training.optimization import check_optimization
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -33,6 +33,8 @@ _WITHOUT_PAGES = {
     "paged_lion": "lion_32bit",
     "paged_lion_32bit": "lion_32bit",
     "paged_lion_8bit": "lion_8bit",
+    "paged_ademamix_32bit": "ademamix",
+    "paged_ademamix_8bit": "ademamix_8bit",
 }
 """The same optimizers where there is no GPU whose memory could be paged."""
 
@@ -74,12 +76,11 @@ def build_arguments(
         resumes: Whether the run goes on from a checkpoint.
 
     Raises:
-        ConfigError: A value or an extra that TRL does not take.
+        ConfigError: A value or an extra that TRL, the optimizer, the schedule or this machine does not take.
     """
     from trl import SFTConfig
 
     trainer = config.trainer
-    _check_extra(trainer.extra, {field.name for field in fields(SFTConfig)})
     try:
         arguments = SFTConfig(
             output_dir=str(output_dir),
@@ -89,7 +90,8 @@ def build_arguments(
             activation_checkpointing=trainer.gradient_checkpointing,
             seed=config.seed,
             run_name=config.name,
-            report_to="wandb" if config.tracking.method is TrackingMethod.wandb else "none",
+            report_to=config.tracking.method.value,
+            project=config.tracking.project,
             **_ALWAYS,
             **_device(trainer, precision),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
@@ -102,6 +104,8 @@ def build_arguments(
         ) from error
     if precision.dtype is Dtype.fp32:
         arguments.mixed_precision = "no"  # a launcher's ACCELERATE_MIXED_PRECISION would stand otherwise
+    _check_here(arguments, precision)
+    check_optimization(arguments)
     return arguments
 
 
@@ -125,12 +129,30 @@ def _evaluation(trainer: TrainerConfig, *, evaluates: bool, resumes: bool) -> di
     return settings
 
 
-def _check_extra(extra: dict[str, Any], known: set[str]) -> None:
-    problems = []
-    for name in extra:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"Did you mean trainer.extra.{near[0]}?" if near else "See TRL's SFTConfig for the names."
-            problems.append(f"trainer.extra.{name}={extra[name]} is no argument of TRL's SFTConfig. {hint}")
-    if problems:
-        raise ConfigError(*problems)
+def _check_here(arguments: "SFTConfig", precision: Precision) -> None:
+    """Refuse what TRL would only find unusable on this machine once the model is loaded."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    if precision.device.kind == "cpu":
+        for name in ("activation_offloading", "use_liger_kernel"):
+            if getattr(arguments, name):
+                raise ConfigError(f"trainer.extra.{name}=true needs a GPU. Take it out on a CPU.")
+        if (arguments.activation_checkpointing_kwargs or {}).get("offload"):
+            raise ConfigError(
+                "trainer.extra.activation_checkpointing_kwargs.offload=true needs a GPU. Take it out."
+            )
+    if arguments.use_liger_kernel and find_spec("liger_kernel") is None:
+        raise ConfigError(
+            "trainer.extra.use_liger_kernel=true needs a package. Install it: pip install liger-kernel"
+        )
+    try:
+        DataLoader(
+            TensorDataset(torch.zeros(1)),
+            num_workers=arguments.dataloader_num_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer.extra.dataloader_* cannot work together: {error}") from error

@@ -1,0 +1,82 @@
+"""The optimizer and its schedule, tried out before a model is loaded for them."""
+
+import inspect
+from typing import TYPE_CHECKING
+
+from gemma_ft.config.extra import find_unknown_keys
+from gemma_ft.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from trl import SFTConfig
+
+_STEPS = 1000
+"""Length of the schedule that is tried out."""
+
+
+def check_optimization(arguments: "SFTConfig") -> None:
+    """Build the optimizer and the schedule for a few numbers, and take a step where this is a CPU.
+
+    Raises:
+        ConfigError: A package or an argument is missing, or a value cannot be used.
+    """
+    from torch.optim.lr_scheduler import LRScheduler
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+
+    optimizer = _build_optimizer(arguments)
+    if optimizer is None:
+        return
+    schedule, given = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs or {}
+    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[schedule]).parameters
+    ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    unknown = find_unknown_keys(
+        "trainer.extra.lr_scheduler_kwargs",
+        given,
+        tuple(name for name in known if name not in ours),
+        reader=f"trainer.lr_scheduler_type={schedule.value}",
+    )
+    if unknown:
+        raise ConfigError(*unknown)
+    try:
+        built = get_scheduler(
+            schedule,
+            optimizer,
+            num_warmup_steps=arguments.get_warmup_steps(_STEPS),
+            num_training_steps=_STEPS,
+            scheduler_specific_kwargs=given,
+        )
+        optimizer.step()
+        if isinstance(built, LRScheduler) and "metrics" not in inspect.signature(built.step).parameters:
+            built.step()
+    except Exception as error:
+        raise ConfigError(
+            f"trainer.lr_scheduler_type={schedule.value} cannot be built ({_first_line(error)}). "
+            "Give what it needs as +trainer.extra.lr_scheduler_kwargs.KEY=VALUE."
+        ) from error
+
+
+def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":
+    """Build the optimizer for a stand-in; None where it must see the model itself."""
+    import torch
+    from transformers import Trainer
+
+    stand_in = torch.nn.Linear(4, 4)
+    try:
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, stand_in)
+        optimizer: torch.optim.Optimizer = kind(
+            [{"params": stand_in.parameters(), "weight_decay": 0.0}], **settings
+        )
+    except Exception as error:
+        if arguments.optim_target_modules and not isinstance(error, ImportError):
+            return None  # the stand-in has none of the layers
+        raise ConfigError(
+            f"trainer.optim={arguments.optim.value} cannot be built ({_first_line(error)}). "
+            "Mend that, or use trainer.optim=adamw_torch."
+        ) from error
+    if arguments.use_cpu:
+        stand_in(torch.ones(1, 4)).sum().backward()
+    return optimizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
