@@ -24,7 +24,9 @@ def run(argv: list[str]) -> int:
 
     from gemma_ft.config.compose import compose, config_yaml, sweep
 
-    train: Callable[[RunConfig], float | None] = partial(_train, overwrite=arguments.overwrite)
+    train: Callable[[RunConfig], float | None] = partial(
+        _train, overwrite=arguments.overwrite, extend=arguments.extend
+    )
     if arguments.multirun and (arguments.cfg or arguments.info or arguments.hydra_help):
         raise ConfigError(
             "--multirun trains; it cannot be asked for a page at once. Take one of the two out."
@@ -55,6 +57,7 @@ def build_parser() -> CommandParser:
         help="recipe=NAME, group=OPTION or a key of the list below",
     )
     add("--overwrite", action="store_true", help="move an existing run folder aside and start anew")
+    add("--extend", action="store_true", help="train on for more steps, under a schedule stretched over them")
     add("--multirun", "-m", action="store_true", help="run every combination of values given as a,b,c")
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the config that would run, and stop")
     add("--package", "-p", metavar="SECTION", help="with --cfg: only this section")
@@ -67,16 +70,17 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def _train(config: "RunConfig", *, overwrite: bool) -> float | None:
+def _train(config: "RunConfig", *, overwrite: bool, extend: bool) -> float | None:
     """Train and return the held-out loss, which a sweeper may want to lower."""
     from gemma_ft.runs import RunFolder
     from gemma_ft.training.launch import launch, processes_to_launch
     from gemma_ft.training.run import train
 
     if processes := processes_to_launch(config):
-        launch(config, processes, *(["--overwrite"] if overwrite else []))
+        flags = {"--overwrite": overwrite, "--extend": extend}
+        launch(config, processes, *(flag for flag, given in flags.items() if given))
     else:
-        train(config, overwrite=overwrite)
+        train(config, overwrite=overwrite, extend=extend)
     losses = RunFolder(config.output_dir).held_out_losses()
     return losses[-1] if losses else None
 

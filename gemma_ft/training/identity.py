@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gemma_ft.config.schema import RunConfig
@@ -17,18 +18,61 @@ NOT_IDENTITY = (
     "trainer.save_total_limit",
     "trainer.sample_prompt",
     "trainer.sample_tokens",
+    "trainer.extra.dataloader_num_workers",
+    "trainer.extra.dataloader_persistent_workers",
+    "trainer.extra.dataloader_prefetch_factor",
+    "trainer.extra.ddp_timeout",
+    "trainer.extra.include_num_input_tokens_seen",
+    "trainer.extra.log_level",
+    "trainer.extra.log_level_replica",
+    "trainer.extra.log_on_each_node",
+    "trainer.extra.save_on_each_node",
+    "trainer.extra.skip_memory_metrics",
+    "trainer.extra.torch_empty_cache_steps",
 )
-"""Keys that do not change the trained weights, and so may change while a run goes on."""
+"""Keys that do not change the trained weights, and so may change while a run goes on: what comes after
+training, what is told of it, how often it is saved, and how fast rows are read.
+
+`trainer.eval_steps` is one of them where no evaluation decides anything. `trainer.micro_batch_size`,
+`trainer.gradient_checkpointing`, `parallel` and `model.attention` are not: they compute the same sums in
+another order, and dropout draws other masks.
+"""
+
+STEPS = ("trainer.max_steps", "trainer.num_train_epochs")
+"""Keys that say how long a run trains: more of it may be asked for."""
+
+_DECIDED_BY_EVALUATION = "reduce_lr_on_plateau"
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return every key that changes the trained weights, with its value."""
+    free = set(NOT_IDENTITY)
+    trainer = config.trainer
+    if not trainer.load_best_model_at_end and trainer.lr_scheduler_type != _DECIDED_BY_EVALUATION:
+        free.add("trainer.eval_steps")
     flat = _flatten(asdict(config))
     return {
         key: value
         for key, value in flat.items()
-        if key not in NOT_IDENTITY and key.partition(".")[0] not in NOT_IDENTITY
+        if key not in free and key.partition(".")[0] not in free and value != {}
     }
+
+
+def differing_keys(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the keys that make two configurations two runs, with the old and the new value.
+
+    Two ways to write the path of one folder are no difference.
+    """
+    before, after = identity(old), identity(new)
+    values = {key: (before.get(key), after.get(key)) for key in sorted(before.keys() | after.keys())}
+    return {key: (was, now) for key, (was, now) in values.items() if _plain(key, was) != _plain(key, now)}
+
+
+def _plain(key: str, value: object) -> object:
+    if key.endswith(".path") and isinstance(value, str) and value:
+        path = Path(value).expanduser()
+        return str(path.resolve()) if path.exists() else value
+    return value
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

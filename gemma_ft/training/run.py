@@ -3,6 +3,8 @@
 import logging
 import shlex
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,9 @@ from gemma_ft.config.checks import check_config
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.export import ExportMethod
 from gemma_ft.config.schema import AdapterMethod, Attention, RunConfig
-from gemma_ft.errors import ConfigError, RunError
+from gemma_ft.errors import ConfigError
 from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
-from gemma_ft.training.begin import begin_run
+from gemma_ft.training.begin import begin_run, claim_folder
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
@@ -29,29 +31,32 @@ logger = logging.getLogger("gemma_ft")
 _TIME_UP = "trainer.max_hours has passed"
 
 
-def train(config: RunConfig, *, overwrite: bool = False) -> RunFolder:
+def train(config: RunConfig, *, overwrite: bool = False, extend: bool = False) -> RunFolder:
     """Run a recipe: data, training, export; an unfinished run goes on where it was.
 
     Args:
         config: The whole run, as `gemma_ft.compose` returns it.
         overwrite: Move an existing run folder aside and start anew.
+        extend: Train on for more steps than the run was begun with, under a schedule stretched over them.
 
     Raises:
+        Interrupted: The run was asked to stop, and the same line goes on.
         GemmaFTError: It cannot work; the message says why and what to do.
     """
     check_config(config)
     layout = resolve_layout(config)
     run = RunFolder(config.output_dir)
-    stage = begin_run(run, config, layout, overwrite=overwrite)
-    if stage is Stage.finished:
+    beginning = begin_run(run, config, layout, overwrite=overwrite, extend=extend)
+    if beginning.stage is Stage.finished:
         logger.info("%s is finished. Train anew with --overwrite, or keep both with name=...", run.path)
         return run
     with stopping.listen(), stopping.within(_seconds(config), _TIME_UP), recorded(run, config, layout):
-        if stage is Stage.trained and layout.writes:
-            run.lock()
-        if stage is Stage.data:
-            _fit(config, run, layout, overwrite=overwrite)
+        claim = partial(claim_folder, run, config, layout, beginning, overwrite=overwrite, extend=extend)
+        if beginning.stage is Stage.data:
+            _fit(config, run, layout, claim, overwrite=overwrite, extends=beginning.extends)
             leave_processes()
+        elif layout.writes:
+            claim()
         if layout.writes:
             _finish(config, run)
     return run
@@ -61,8 +66,16 @@ def _seconds(config: RunConfig) -> float | None:
     return None if config.trainer.max_hours is None else config.trainer.max_hours * 3600
 
 
-def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) -> None:
-    """Train, and leave what was trained in the run folder."""
+def _fit(
+    config: RunConfig,
+    run: RunFolder,
+    layout: Layout,
+    claim: Callable[[], None],
+    *,
+    overwrite: bool,
+    extends: bool,
+) -> None:
+    """Train, and leave what was trained in the run folder, which is claimed once the run is known to work."""
     from gemma_ft.data.tokens.contract import check_tokenizer
     from gemma_ft.exporting.run import check_export
     from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
@@ -75,10 +88,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
     check_export(config.export, checkpoint.family)
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
-        if overwrite and run.path.exists():
-            run.lock()  # nobody else may be at work in it
-            run.unlock()
-            logger.info("%s is now %s", run.path, run.set_aside())
+        claim()
         _open_folder(config, run, layout, precision)
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
@@ -88,7 +98,7 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
 
     trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
     stopping.check()
-    _train(trainer, config, run, layout)
+    _train(trainer, config, run, layout, extends=extends)
     if data.held_out is not None and not _just_evaluated(trainer):
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
@@ -100,18 +110,21 @@ def _fit(config: RunConfig, run: RunFolder, layout: Layout, *, overwrite: bool) 
         run.write_status(State.running, Stage.trained)
 
 
-def _train(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout) -> None:
+def _train(
+    trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout, *, extends: bool
+) -> None:
     """Train from the start, or on from the newest checkpoint."""
+    from gemma_ft.training.checkpoints import newest_whole
     from gemma_ft.training.trainer import read_state
 
-    checkpoint = run.step_folder(run.steps()[-1]) if run.steps() else None
+    checkpoint = newest_whole(run, writes=layout.writes)
     if layout.writes:
         run.forget_metrics_after(len(read_state(checkpoint).log_history) if checkpoint else 0)
         run.write_status(State.running, Stage.training)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
         with stopping.deferred():
-            trainer.go_on(checkpoint)
+            trainer.go_on(checkpoint, extends=extends)
     else:
         _sample(trainer, config, run, layout, when="before")
         with stopping.deferred():
@@ -133,13 +146,6 @@ def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "
     from gemma_ft.training.environment import describe_environment
     from gemma_ft.training.tracking import prepare_tracking
 
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"output_dir={run.path} cannot be made ({error.strerror}). Name another folder."
-        ) from error
-    run.lock()
     run.write_status(State.running, Stage.data)
     run.checkpoints.mkdir(exist_ok=True)
     write_text(
