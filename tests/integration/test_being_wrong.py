@@ -1,0 +1,135 @@
+"""Runs that cannot be right, through the command line's entry: they stop, and say where and why."""
+
+import math
+import re
+import shutil
+
+import pytest
+from program import losses, status, tensors
+
+NAN = math.nan
+
+
+def words_for(chats, name, *more, quantization="none"):
+    return [
+        f"name={name}",
+        "model=tiny",
+        "dataset=local",
+        f"dataset.path={chats}",
+        f"quantization={quantization}",
+        "export=none",
+        "trainer.max_length=64",
+        "trainer.max_steps=19",
+        "trainer.save_steps=2",
+        "trainer.save_total_limit=null",
+        "trainer.global_batch_size=2",
+        "trainer.logging_steps=1",
+        "trainer.learning_rate=1e-3",
+        *more,
+    ]
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Make the loss of every micro-batch that says something no number, or its gradients alone."""
+    from trl import SFTTrainer
+
+    compute = SFTTrainer.compute_loss
+
+    def plant(text, spoilt=lambda loss: loss * NAN):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            loss = compute(self, model, inputs, *args, **kwargs)
+            said = self.processing_class.decode(inputs["input_ids"].flatten())
+            return spoilt(loss) if text in said and model.training else loss
+
+        monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+
+    return plant
+
+
+def without_a_gradient(loss):
+    return loss + (0 * loss).sqrt()
+
+
+def stopped(run, capsys):
+    """Look at what a run leaves that has stopped while training; return its one line and the step."""
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line.removeprefix("error: ") for line in printed.splitlines() if line.startswith("error: ")]
+    said = status(run)
+    assert (said["state"], said["stage"]) == ("failed", "training")
+    assert line in said["reason"]
+    step = int(re.search(r"at step (\d+)", line)[1])
+    assert len(losses(run)) == step - 1
+    saved = {path.name: path for path in (run / "checkpoints").iterdir() if path.name.startswith("step-")}
+    assert sorted(saved) == [f"step-{number:06d}" for number in range(2, step, 2)]
+    assert all(tensors(folder) for folder in saved.values())
+    assert not [path.name for path in run.iterdir() if path.name in ("adapter", "model", "merged")]
+    return line, step
+
+
+@pytest.mark.parametrize("more", [[], ["trainer.micro_batch_size=2"], ["trainer.packing=true"]], ids=" ".join)
+def test_a_loss_that_is_no_number_stops_with_its_step_and_its_rows(train, chats, spoil, capsys, more):
+    spoil("What is 17 plus")
+    line, step = stopped(train(*words_for(chats, "spoilt", *more), code=1), capsys)
+    named = re.search(r"^the loss is nan at step \d+, in the batch of (.*)\. What usually helps: ", line)[1]
+    rows = re.findall(r"chats\.jsonl:(\d+)", named)
+    assert "18" in rows or " more" in named
+    if not more:
+        assert rows == ["18"]
+    assert ("lower trainer.learning_rate=0.001" in line) == (step > 1)
+    spoil("nothing")
+    again = train(*words_for(chats, "spoilt", *more))
+    assert status(again)["state"] == "finished"
+
+
+def test_gradients_that_are_no_numbers_stop_without_a_bad_loss(train, chats, spoil, capsys):
+    spoil("What is 17 plus", without_a_gradient)
+    line, _ = stopped(train(*words_for(chats, "spoilt", "trainer.max_grad_norm=0"), code=1), capsys)
+    assert re.search(r"^the norm of the gradients is nan at step \d+, in the batch of ", line)
+    rows = re.findall(r"chats\.jsonl:(\d+)", line)
+    assert len(rows) == 2
+    assert "18" in rows
+    train(*words_for(chats, "spoilt", "trainer.max_grad_norm=0"), code=1)
+    again = capsys.readouterr().err
+    assert line in again
+    assert "going on from" in again or "checkpoints" not in line
+
+
+@pytest.fixture
+def torn_base(tiny, tmp_path):
+    """A checkpoint with one infinite weight."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny, tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = math.inf
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_base_that_is_not_finite_is_named_itself(train, chats, torn_base, capsys, quantization):
+    more = [f"model.path={torn_base}", "dataset.eval_fraction=0"]
+    words = words_for(chats, "base", *more, quantization=quantization)
+    line, step = stopped(train(*words, code=1), capsys)
+    assert line.startswith(f"model.path={torn_base} holds weights that are not finite: the ")
+    assert line.endswith("Fetch or convert it again.")
+    assert step == 1
+
+
+def test_a_held_out_loss_that_is_no_number_ends_the_run_too(train, chats, torn_base, capsys):
+    run = train(*words_for(chats, "base", f"model.path={torn_base}"), code=1)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        f"error: model.path={torn_base} holds weights that are not finite: the held-out loss "
+    )
+    assert (status(run)["state"], losses(run)) == ("failed", [])
+
+
+@pytest.mark.parametrize("more", [[], ["adapter=none"]], ids=" ".join)
+def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_only(train, chats, capsys, more):
+    words = words_for(chats, "fast", "trainer.learning_rate=1e37", "trainer.warmup_steps=2", *more)
+    line, step = stopped(train(*words, code=1), capsys)
+    assert step > 1
+    assert "lower trainer.learning_rate=1e+37" in line
