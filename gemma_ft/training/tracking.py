@@ -1,37 +1,61 @@
-"""Trackers: what must be settled before the trainer starts them."""
+"""The tracker of a run: opened before anything is loaded, and closed however the run ends."""
 
+import json
 import logging
-import netrc
-import os
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
 
+from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import RunConfig, TrackingMethod
 from gemma_ft.runs import RunFolder
+from gemma_ft.secrets import redact
+from gemma_ft.training.trackers.tracker import Tracker
 
 logger = logging.getLogger("gemma_ft")
 
 
-def prepare_tracking(config: RunConfig, run: RunFolder) -> None:
-    """Point Weights & Biases into the run folder, and take it offline where no key is set."""
-    if config.tracking.method is not TrackingMethod.wandb:
-        return
-    os.environ["WANDB_PROJECT"] = config.tracking.project
-    os.environ["WANDB_DIR"] = str(run.path.resolve())
-    os.environ.setdefault("WANDB_SILENT", "true")
-    if "WANDB_MODE" not in os.environ and not has_wandb_key():
-        os.environ["WANDB_MODE"] = "offline"
-        logger.info(
-            "tracking=wandb: no key is set, so it stays offline; later: wandb sync %s/wandb/offline-*",
-            run.path,
-        )
+def open_tracking(config: RunConfig, run: RunFolder) -> Tracker:
+    """Open the tracker that is asked for; made for the process that writes.
+
+    Raises:
+        ConfigError: The tracker's server refuses the user's key or project.
+    """
+    project, folder = config.tracking.project, run.path.resolve()
+    match config.tracking.method:
+        case TrackingMethod.wandb:
+            from gemma_ft.training.trackers.weights_and_biases import open_wandb
+
+            return open_wandb(run.path, project, config.name, _settings(config))
+        case TrackingMethod.tensorboard:
+            from gemma_ft.training.trackers.tensorboard import TensorBoard
+
+            logger.info("tracking=tensorboard: tensorboard --logdir %s/tensorboard", run.path)
+            return TensorBoard(folder / "tensorboard", redact(config_yaml(config)))
+        case TrackingMethod.trackio:
+            from gemma_ft.training.trackers.trackio import Trackio
+
+            logger.info("tracking=trackio: TRACKIO_DIR=%s trackio show", folder / "trackio")
+            return Trackio(folder / "trackio", project, config.name, _settings(config))
+        case TrackingMethod.none:
+            return Tracker()
 
 
-def has_wandb_key() -> bool:
-    """Tell whether this user is logged in to Weights & Biases."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+@contextmanager
+def closing(tracker: Tracker) -> Iterator[None]:
+    """Close a tracker when what runs here has ended, however it ends."""
     try:
-        return netrc.netrc(file).authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        yield
+    except BaseException as error:
+        tracker.close(exit_code=getattr(error, "exit_code", 1))
+        raise
+    tracker.close(exit_code=0)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(redact(json.dumps(asdict(config))))
+    return settings
+
+
+prepare_tracking = open_tracking
