@@ -43,10 +43,20 @@ def open_tracking(config: RunConfig, run: RunFolder) -> Tracker:
 
 
 @contextmanager
-def closing(tracker: Tracker) -> Iterator[None]:
-    """Close a tracker when what runs here has ended, however it ends."""
+def tracked(config: RunConfig, run: RunFolder, *, writes: bool) -> Iterator[Tracker]:
+    """Track what runs here, and close the tracker however it ends.
+
+    Args:
+        config: The run.
+        run: Its folder.
+        writes: Whether this process is the one that writes; the others keep nothing.
+
+    Raises:
+        ConfigError: The tracker's server refuses the user's key or project.
+    """
+    tracker = open_tracking(config, run) if writes else Tracker()
     try:
-        yield
+        yield tracker
     except BaseException as error:
         tracker.close(exit_code=getattr(error, "exit_code", 1))
         raise

@@ -9,11 +9,12 @@ from gemma_ft.config import schema
 from gemma_ft.config.schema import RunConfig, TrackingConfig, TrackingMethod
 from gemma_ft.errors import ConfigError, Interrupted
 from gemma_ft.runs import RunFolder
+from gemma_ft.training import tracking
 from gemma_ft.training.trackers import tracker as trackers
 from gemma_ft.training.trackers.tensorboard import TensorBoard
 from gemma_ft.training.trackers.tracker import Tracker, named
 from gemma_ft.training.trackers.weights_and_biases import has_key
-from gemma_ft.training.tracking import closing, open_tracking
+from gemma_ft.training.tracking import open_tracking, tracked
 
 
 class Spy(Tracker):
@@ -78,11 +79,13 @@ def test_closing_is_bounded(caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code"), [(None, 0), (ValueError("x"), 1), (Interrupted("SIGTERM", 143), 143)], ids=str
 )
-def test_a_tracker_is_closed_with_the_code_that_the_run_ends_in(error, code):
+def test_a_tracker_is_closed_with_the_code_that_the_run_ends_in(error, code, monkeypatch, tmp_path):
     spy = Spy()
+    monkeypatch.setattr(tracking, "open_tracking", lambda config, run: spy)
 
     def end():
-        with closing(spy):
+        with tracked(RunConfig(), RunFolder(tmp_path), writes=True) as tracker:
+            assert tracker is spy
             if error is not None:
                 raise error
 
@@ -92,6 +95,13 @@ def test_a_tracker_is_closed_with_the_code_that_the_run_ends_in(error, code):
         with pytest.raises(type(error), match=str(error)):
             end()
     assert spy.codes == [code]
+
+
+def test_only_the_process_that_writes_opens_a_tracker(tmp_path):
+    config = RunConfig(name="x", tracking=TrackingConfig(method=TrackingMethod.trackio))
+    with tracked(config, RunFolder(tmp_path), writes=False) as tracker:
+        tracker.log({"step": 1, "loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_tracker_is_opened_that_was_not_asked_for(tmp_path):
@@ -113,8 +123,8 @@ def test_a_key_is_found_in_netrc(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("method", ["wandb", "tensorboard", "trackio"])
 def test_a_missing_package_is_told_with_the_command_that_installs_it(method, monkeypatch):
-    tracking = TrackingConfig(method=TrackingMethod(method))
-    assert tracking.problems() == []
+    section = TrackingConfig(method=TrackingMethod(method))
+    assert section.problems() == []
     monkeypatch.setattr(schema, "find_spec", lambda name: None)
     assert tracking.problems() == [f"tracking={method} needs the {method} package. Run: pip install {method}"]
 
@@ -127,8 +137,8 @@ def test_a_folder_that_is_called_like_a_package_is_none(monkeypatch, tmp_path):
 
 
 def test_a_project_that_wandb_does_not_take_is_refused():
-    tracking = TrackingConfig(method=TrackingMethod.wandb, project="mine/yours")
-    assert tracking.problems() == [
+    section = TrackingConfig(method=TrackingMethod.wandb, project="mine/yours")
+    assert section.problems() == [
         "tracking.project=mine/yours is no project of Weights & Biases. "
         "Use at most 128 characters, without / \\ # ? % :"
     ]
@@ -185,7 +195,7 @@ def test_trackio_keeps_each_run_in_its_own_folder_and_goes_on_there(tmp_path, ca
     for name, steps in (("a", (1, 2)), ("b", (1,)), ("a", (3,))):
         run = RunFolder(tmp_path / name)
         config = RunConfig(name=name, tracking=TrackingConfig(method=TrackingMethod.trackio))
-        with closing(tracker := open_tracking(config, run)):
+        with tracked(config, run, writes=True) as tracker:
             for step in steps:
                 tracker.log({"step": step, "loss": 1.0})
     for name, expected in (("a", [("a", 1), ("a", 2), ("a", 3)]), ("b", [("b", 1)])):
