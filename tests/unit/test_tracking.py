@@ -126,7 +126,7 @@ def test_a_missing_package_is_told_with_the_command_that_installs_it(method, mon
     section = TrackingConfig(method=TrackingMethod(method))
     assert section.problems() == []
     monkeypatch.setattr(schema, "find_spec", lambda name: None)
-    assert tracking.problems() == [f"tracking={method} needs the {method} package. Run: pip install {method}"]
+    assert section.problems() == [f"tracking={method} needs the {method} package. Run: pip install {method}"]
 
 
 def test_a_folder_that_is_called_like_a_package_is_none(monkeypatch, tmp_path):
