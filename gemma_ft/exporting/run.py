@@ -11,7 +11,7 @@ from gemma_ft.config.export import FORMATS, ExportBase, ExportConfig, ExportMeth
 from gemma_ft.config.schema import QuantizationMethod, RunConfig
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.families import Family
-from gemma_ft.runs import RunFolder, Stage, State, open_run
+from gemma_ft.runs import RunFolder, Stage, State, Status, open_run
 
 if TYPE_CHECKING:
     from gemma_ft.modeling.checkpoint import Checkpoint
@@ -44,12 +44,22 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     folder.lock()
     try:
         status = folder.read_status()  # before hours of work: it may not be readable
+        _check_trained(folder, status)
         made = export_run(folder, config)
+        if status is not None and status.stage in (Stage.trained, Stage.exporting):
+            folder.write_status(State.finished, Stage.finished)
     finally:
         folder.unlock()
-    if status is not None and status.stage in (Stage.trained, Stage.exporting):
-        folder.write_status(State.finished, Stage.finished)
     return made
+
+
+def _check_trained(run: RunFolder, status: Status | None) -> None:
+    """Refuse a run that trains, or was cut while it did: what an extended one has from before is outdated."""
+    if status is not None and status.stage in (Stage.data, Stage.training):
+        raise RunError(
+            f"{run.path} has not been trained to its end yet: status.json says {status.state} at stage "
+            f"{status.stage}. Train it first: the same line goes on."
+        )
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("no object")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{path} is not readable JSON ({error}). Restore it, or start anew with --overwrite."
         ) from error

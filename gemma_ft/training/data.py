@@ -1,6 +1,10 @@
-"""The data stage of a run: rows prepared, checked against an earlier start and written down."""
+"""The data stage of a run: rows and base, checked against an earlier start and written down."""
 
+import hashlib
+import json
 import logging
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import RunConfig
@@ -17,6 +21,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("gemma_ft")
 
+_ROWS = {"data_sha256": "rows", "template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
+_MODEL = {
+    "revision": "commit",
+    "config_sha256": "config.json",
+    "fingerprint": "weights",
+    "adapter": "starting adapter",
+}
+
 
 def prepare_rows(
     config: RunConfig,
@@ -25,10 +37,10 @@ def prepare_rows(
     checkpoint: "Checkpoint",
     tokenizer: "PreTrainedTokenizerFast",
 ) -> "PreparedData":
-    """Prepare the rows of a run and write down what they are.
+    """Prepare the rows of a run, and write down what they and its base are.
 
     Raises:
-        GemmaFTError: A row cannot be used, or the rows are not those that the run began with.
+        GemmaFTError: A row cannot be used, or rows or base are not those that the run began with.
     """
     from gemma_ft.data.prepare import prepare_data
     from gemma_ft.data.summary import data_lines
@@ -40,11 +52,15 @@ def prepare_rows(
         seed=config.seed,
         packing=config.trainer.packing,
     )
-    if run.steps():
+    goes_on = bool(run.steps())
+    if goes_on:
         _check_same_data(run, data.facts)
+    if layout.writes or goes_on:
+        facts = {**data.facts, "model": describe_start(config, checkpoint)}
+    if goes_on:
+        _check_same_start(run, facts["model"])
     if layout.writes:
-        base = {"path": checkpoint.path, "revision": checkpoint.revision, "family": checkpoint.family.name}
-        write_json(run.data, {**data.facts, "model": base})
+        write_json(run.data, facts)
         data.write_dropped(run.dropped)
         record_rows(run, data)
     for line in data_lines(config.dataset, data.facts):
@@ -52,13 +68,57 @@ def prepare_rows(
     return data
 
 
-def _check_same_data(run: RunFolder, facts: dict[str, Any]) -> None:
+def describe_start(config: RunConfig, checkpoint: "Checkpoint") -> dict[str, Any]:
+    """Say which weights training starts from: the base's, and those of an adapter it goes on with.
+
+    Raises:
+        GemmaFTError: They cannot be had, or read.
+    """
+    from gemma_ft.exporting.merging.fingerprint import base_fingerprint, trained_files
+    from gemma_ft.modeling.checkpoint import fetch_weights
+
+    adapter = config.adapter.path
+    settings = json.dumps(checkpoint.config, sort_keys=True)
+    return {
+        "path": checkpoint.path,
+        "revision": checkpoint.revision,
+        "family": checkpoint.family.name,
+        "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "fingerprint": base_fingerprint(fetch_weights(checkpoint)),
+        "adapter": None if adapter is None else trained_files(Path(adapter).expanduser()),
+    }
+
+
+def _check_same_data(run: RunFolder, facts: Mapping[str, Any]) -> None:
     """Refuse to go on with other rows than the run began with: their files may have changed meanwhile."""
-    before = read_json(run.data) if run.data.is_file() else {}
-    names = {"data_sha256": "rows", "tokenizer_sha256": "tokenizer", "tokens": "tokens"}
-    changed = [name for key, name in names.items() if before.get(key, facts[key]) != facts[key]]
+    before = _read_facts(run)
+    changed = [name for key, name in _ROWS.items() if before.get(key) != facts[key]]
+    if not changed and before.get("tokens") != facts["tokens"]:
+        changed = ["tokens"]
     if changed:
         raise RunError(
             f"output_dir={run.path} holds a run whose {' and '.join(changed)} have changed since it began. "
             "Restore them, or start anew with --overwrite."
         )
+
+
+def _check_same_start(run: RunFolder, model: Mapping[str, Any]) -> None:
+    """Refuse to go on with another base: what was learned on one means nothing on the other."""
+    before = _read_facts(run).get("model")
+    if not isinstance(before, dict):
+        before = {}
+    changed = [name for key, name in _MODEL.items() if before.get(key) != model[key]]
+    if changed:
+        raise RunError(
+            f"output_dir={run.path} holds a run whose base has changed since it began: {', '.join(changed)} "
+            f"of model.path={model['path']}. Restore it, or start anew with --overwrite."
+        )
+
+
+def _read_facts(run: RunFolder) -> dict[str, Any]:
+    if not run.data.is_file():
+        raise RunError(
+            f"{run.data} is gone: nothing tells whether rows and base are those that the run began with. "
+            "Restore it, or start anew with --overwrite."
+        )
+    return read_json(run.data)

@@ -4,7 +4,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.runs import RunFolder, write_json
+from gemma_ft.errors import RunError
+from gemma_ft.runs import RunFolder, read_json, write_json
 
 if TYPE_CHECKING:
     from gemma_ft.data.prepare import PreparedData
@@ -26,15 +27,26 @@ def record_rows(run: RunFolder, data: "PreparedData") -> None:
 def record_trained(
     run: RunFolder, config: RunConfig, checkpoint: "Checkpoint", precision: "Precision"
 ) -> None:
-    """Write trained.json beside what was trained."""
+    """Write trained.json beside what was trained, once its base is known to be the one it began with.
+
+    Raises:
+        RunError: The base's weights were replaced while it was trained on.
+    """
     from gemma_ft.exporting.merging.fingerprint import base_fingerprint, trained_files
     from gemma_ft.modeling.checkpoint import fetch_weights
     from gemma_ft.modeling.precision import TORCH_NAMES
 
+    fingerprint = base_fingerprint(fetch_weights(checkpoint))
+    began_with = read_json(run.data).get("model")
+    if not isinstance(began_with, dict) or began_with.get("fingerprint") != fingerprint:
+        raise RunError(
+            f"model.path={checkpoint.path} holds other weights than {run.path} began training with. "
+            "Restore them: the same line again ends the run. Or start anew with --overwrite."
+        )
     write_json(
         run.trained_record,
         {
-            "base_fingerprint": base_fingerprint(fetch_weights(checkpoint)),
+            "base_fingerprint": fingerprint,
             "files": trained_files(run.trained),
             "quantization": config.quantization.method.value,
             "double_quant": config.quantization.double_quant,
