@@ -1,7 +1,6 @@
 """The run folder: what it says, and that nothing half-written stands in it."""
 
 import errno
-import json
 import os
 import subprocess
 import sys
