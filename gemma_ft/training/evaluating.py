@@ -62,6 +62,8 @@ class EvaluatingTrainer(SFTTrainer):  # type: ignore[misc]
             torch.stack(self._scored).sum(dim=0), reduction="sum"
         ).tolist()
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(tokens, 1)
+        # a duration, logged by the first evaluation of a process that has not trained
+        output.metrics.pop(f"{metric_key_prefix}_model_preparation_time", None)
         return output
 
     def prediction_step(
