@@ -97,7 +97,7 @@ def _check_same_data(run: RunFolder, facts: Mapping[str, Any]) -> None:
         changed = ["tokens"]
     if changed:
         raise RunError(
-            f"output_dir={run.path} holds a run whose {' and '.join(changed)} have changed since it began. "
+            f"output_dir={run.path} holds a run whose {' and '.join(changed)} changed since it began. "
             "Restore them, or start anew with --overwrite."
         )
 
@@ -110,7 +110,7 @@ def _check_same_start(run: RunFolder, model: Mapping[str, Any]) -> None:
     changed = [name for key, name in _MODEL.items() if before.get(key) != model[key]]
     if changed:
         raise RunError(
-            f"output_dir={run.path} holds a run whose base has changed since it began: {', '.join(changed)} "
+            f"output_dir={run.path} holds a run whose base changed since it began: {', '.join(changed)} "
             f"of model.path={model['path']}. Restore it, or start anew with --overwrite."
         )
 
