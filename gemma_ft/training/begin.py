@@ -14,6 +14,9 @@ from gemma_ft.training.steps import Standing, is_constant, planned_steps, read_s
 
 logger = logging.getLogger("gemma_ft")
 
+_OURS = (".lock", ".status.json.partial")
+"""What a start leaves that is killed before it has a status."""
+
 Changes = dict[str, tuple[Any, Any]]
 """Keys with the value that a run was begun with and the one that is asked for now."""
 
@@ -29,20 +32,13 @@ class Beginning:
 
 
 def begin_run(
-    run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: bool, extend: bool | None = None
+    run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: bool, extend: bool
 ) -> Beginning:
     """Decide where a run starts; every process of a run decides alike, from what is on disk.
 
     Raises:
         RunError: The folder holds another run, or something else, or nothing that could be extended.
     """
-    if extend is None:  # a caller that knows the stage only
-        beginning = _decide(run, config, layout, overwrite=overwrite, extend=False)
-        return beginning.stage  # type: ignore[return-value]
-    return _decide(run, config, layout, overwrite=overwrite, extend=extend)
-
-
-def _decide(run: RunFolder, config: RunConfig, layout: Layout, *, overwrite: bool, extend: bool) -> Beginning:
     if overwrite and extend:
         raise RunError("--extend goes on with a run, --overwrite starts it anew. Leave one of them out.")
     if overwrite and run.path.exists():
@@ -99,7 +95,7 @@ def claim_folder(
 def _check_new(run: RunFolder, layout: Layout, *, extend: bool) -> None:
     if extend:
         raise RunError(f"--extend finds no run in output_dir={run.path}. Leave it out to begin one.")
-    if layout.writes and run.path.is_dir() and any(path.name != ".lock" for path in run.path.iterdir()):
+    if layout.writes and run.path.is_dir() and any(path.name not in _OURS for path in run.path.iterdir()):
         raise RunError(f"output_dir={run.path} holds files of no run. Give another name=..., or --overwrite.")
 
 
