@@ -325,3 +325,25 @@ def test_a_full_disk_gives_no_lock_and_says_why(folder, monkeypatch):
 
 def test_nobody_holds_a_folder_without_a_lock_file(folder):
     assert read_holder(folder / ".lock") is None
+
+
+def test_of_many_that_start_at_once_one_wins(folder):
+    barrier, won, refused = threading.Barrier(8), [], []
+
+    def start():
+        run = RunFolder(folder)
+        barrier.wait()
+        try:
+            run.lock()
+            won.append(run)
+        except RunError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(refused)) == (1, 7)
+    assert all("is in use by another process" in line and "\n" not in line for line in refused)
+    assert won[0].locked
