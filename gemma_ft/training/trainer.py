@@ -118,15 +118,16 @@ class RunTrainer(EvaluatingTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._extends:
             before, after = stretch_schedule(self.lr_scheduler)
-            logger.info(
-                "extended to %d steps: the %s schedule spans all of them, so the learning rate at step %d "
-                "goes from %.3g to %.3g",
-                self.state.max_steps,
-                self.args.lr_scheduler_type.value,
-                self.state.global_step,
-                before,
-                after,
-            )
+            if before != after:
+                logger.info(
+                    "extended to %d steps: the %s schedule spans all of them, so the learning rate at step "
+                    "%d goes from %.3g to %.3g",
+                    self.state.max_steps,
+                    self.args.lr_scheduler_type.value,
+                    self.state.global_step,
+                    before,
+                    after,
+                )
 
     def _run_epoch(self, *, model: Any, trial: Any, ignore_keys_for_eval: Any, **rest: Any) -> None:
         """Run an epoch; after a resume, first take up what the checkpoint was in the middle of."""
