@@ -52,7 +52,9 @@ class WeightsAndBiases(Tracker):
         try:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            logger.info("tracking=wandb: not everything was sent; later: wandb sync %s", self._shown)
+            logger.info(
+                "tracking=wandb: not everything was sent; later: wandb sync --include-online %s", self._shown
+            )
         finally:
             wandb.teardown(exit_code)
 
@@ -73,9 +75,14 @@ def open_wandb(shown: Path, project: str, name: str, settings: dict[str, Any]) -
 
     folder = shown.resolve() / "wandb"
     folder.mkdir(exist_ok=True)
-    os.environ["WANDB_CACHE_DIR"] = str(folder / "cache")  # its process logs there, else in the home folder
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ |= {
+        "WANDB_CACHE_DIR": str(folder / "cache"),  # its process logs there, else in the home folder
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DEBUG": "false",  # with it, that log holds the key
+        "WANDB_CORE_DEBUG": "false",
+    }
     fixed = _settings(folder, project, name)
+    wandb.teardown()  # what an earlier run of this process has set up holds for good otherwise
     known = wandb.setup(wandb.Settings(**fixed)).settings
     if known.mode == "disabled":
         return Tracker()
@@ -116,6 +123,7 @@ def _settings(folder: Path, project: str, name: str) -> dict[str, Any]:
         "x_disable_machine_info": True,
         "x_disable_viewer": True,  # a question of its own, which waits for 10 s
         "x_save_requirements": False,
+        "x_log_level": logging.INFO,
     }
 
 
