@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.failures import NotFiniteError
 from gemma_ft.training.guard import all_finite
+from gemma_ft.training.spikes import find_spike
 from gemma_ft.training.trainer import last_logged
 
 if TYPE_CHECKING:
@@ -54,36 +55,47 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             "step": state.global_step,
             **{key: _number(value) for key, value in logs.items()},
         }
-        memory = peak_memory()
         if "loss" in logs:
-            seconds = time.monotonic() - self._since[0]
-            record["tokens_per_second"] = round((logs["num_tokens"] - self._since[1]) / max(seconds, 1e-9), 1)
-            record["peak_memory_bytes"] = memory
-            left = (
-                seconds / max(state.global_step - self._since[2], 1) * (state.max_steps - state.global_step)
-            )
-            logger.info(
-                "step %d/%d  loss %.4f  %s tokens/s  %s left  %.2f GiB",
-                state.global_step,
-                state.max_steps,
-                logs["loss"],
-                f"{record['tokens_per_second']:,.0f}",
-                _clock(left),
-                memory / _GIB,
-            )
+            record |= self._say_step(state, logs)
         elif "eval_loss" in logs:
             logger.info(
                 "step %d/%d  held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"]
             )
         self.run.append_metrics(record)
 
+    def _say_step(self, state: "TrainerState", logs: dict[str, float]) -> dict[str, Any]:
+        """Say how training goes; return what is measured here."""
+        seconds, memory = time.monotonic() - self._since[0], peak_memory()
+        speed = round((logs["num_tokens"] - self._since[1]) / max(seconds, 1e-9), 1)
+        left = seconds / max(state.global_step - self._since[2], 1) * (state.max_steps - state.global_step)
+        logger.info(
+            "step %d/%d  loss %.4f  %s tokens/s  %s left  %.2f GiB",
+            state.global_step,
+            state.max_steps,
+            logs["loss"],
+            f"{speed:,.0f}",
+            _clock(left),
+            memory / _GIB,
+        )
+        measured = {"tokens_per_second": speed, "peak_memory_bytes": memory}
+        spike = find_spike([log["loss"] for log in state.log_history if "loss" in log])
+        if spike is None:
+            return measured
+        logger.warning(
+            "step %d: the loss is %.1f times the median of those before it. Where it does not come down "
+            "again, a lower trainer.learning_rate or trainer.max_grad_norm helps.",
+            state.global_step,
+            spike,
+        )
+        return {**measured, "loss_spike": round(spike, 2)}
+
 
 def _check_finite(logs: dict[str, float], step: int, model: "torch.nn.Module | None") -> None:
-    """Refuse to go on from a logged loss that is no number."""
-    for key, name in (("loss", "the loss"), ("eval_loss", "the held-out loss")):
-        if not math.isfinite(loss := logs.get(key, 0.0)):
-            weights = model is not None and not all_finite(model.parameters())
-            raise NotFiniteError(f"{name} is {loss:g}", step=step, weights=weights)
+    """Refuse to go on from a held-out loss that is no number; the guard looks at the others step by step."""
+    loss = logs.get("eval_loss", 0.0)
+    if not math.isfinite(loss):
+        weights = model is not None and not all_finite(model.parameters())
+        raise NotFiniteError(f"the held-out loss is {loss:g}", step=step, weights=weights)
 
 
 def peak_memory() -> int:

@@ -1,5 +1,6 @@
 """Runs that cannot be right, through the command line's entry: they stop, and say where and why."""
 
+import json
 import math
 import re
 import shutil
@@ -133,3 +134,17 @@ def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_only(train, chats
     line, step = stopped(train(*words, code=1), capsys)
     assert step > 1
     assert "lower trainer.learning_rate=1e+37" in line
+
+
+def test_a_spike_is_said_and_kept_with_its_step(train, chats, spoil, capsys):
+    spoil("What is 17 plus", lambda loss: 12 * loss)
+    run = train(*words_for(chats, "spiky"))
+    (step,) = [
+        record["step"] for record in map(json.loads, (run / "metrics.jsonl").open()) if "loss_spike" in record
+    ]
+    printed = capsys.readouterr().err
+    assert re.search(rf"step {step}: the loss is \d+\.\d times the median of those before it\.", printed)
+    spoil("nothing")
+    run = train(*words_for(chats, "calm"))
+    assert "loss_spike" not in (run / "metrics.jsonl").read_text()
+    assert "times the median" not in capsys.readouterr().err
