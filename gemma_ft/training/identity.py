@@ -18,29 +18,26 @@ NOT_IDENTITY = (
     "trainer.save_total_limit",
     "trainer.sample_prompt",
     "trainer.sample_tokens",
+    "trainer.extra.dataloader_multiprocessing_context",
     "trainer.extra.dataloader_num_workers",
     "trainer.extra.dataloader_persistent_workers",
     "trainer.extra.dataloader_prefetch_factor",
     "trainer.extra.ddp_timeout",
     "trainer.extra.include_num_input_tokens_seen",
-    "trainer.extra.log_level",
-    "trainer.extra.log_level_replica",
-    "trainer.extra.log_on_each_node",
-    "trainer.extra.save_on_each_node",
-    "trainer.extra.skip_memory_metrics",
     "trainer.extra.torch_empty_cache_steps",
 )
 """Keys that do not change the trained weights, and so may change while a run goes on: what comes after
 training, what is told of it, how often it is saved, and how fast rows are read.
 
-`trainer.eval_steps` is one of them where no evaluation decides anything. `trainer.micro_batch_size`,
-`trainer.gradient_checkpointing`, `parallel` and `model.attention` are not: they compute the same sums in
-another order, and dropout draws other masks.
+The keys of `_EVALUATION` are among them where no evaluation decides anything. `trainer.micro_batch_size`,
+`parallel` and `model.attention` are not: the same sums in another order round otherwise, and dropout draws other
+masks. `trainer.gradient_checkpointing` gives the same bits on a CPU, but no other device promises it.
 """
 
 STEPS = ("trainer.max_steps", "trainer.num_train_epochs")
 """Keys that say how long a run trains: more of it may be asked for."""
 
+_EVALUATION = ("trainer.eval_steps", "trainer.extra.eval_delay")
 _DECIDED_BY_EVALUATION = "reduce_lr_on_plateau"
 
 
@@ -49,7 +46,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     free = set(NOT_IDENTITY)
     trainer = config.trainer
     if not trainer.load_best_model_at_end and trainer.lr_scheduler_type != _DECIDED_BY_EVALUATION:
-        free.add("trainer.eval_steps")
+        free.update(_EVALUATION)
     flat = _flatten(asdict(config))
     return {
         key: value

@@ -13,7 +13,7 @@ from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json
 from gemma_ft.training.begin import Beginning, begin_run, claim_folder
-from gemma_ft.training.identity import differing_keys
+from gemma_ft.training.identity import NOT_IDENTITY, differing_keys
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.steps import read_standing
 
@@ -64,8 +64,19 @@ def test_what_comes_after_training_or_is_told_of_it_may_change(made):
     new.name, new.output_dir = "y", "elsewhere"
     new.tracking.project, new.export.max_shard_size = "mine", "1GB"
     new.trainer.sample_prompt = "Hello"
-    new.trainer.extra = {"dataloader_num_workers": 2, "log_level": "info"}
+    new.trainer.extra = {"dataloader_num_workers": 2, "eval_delay": 5.0}
     assert begin(run, new) == Beginning(Stage.data)
+
+
+def test_every_key_that_may_change_is_one_that_can_be_set():
+    import dataclasses
+
+    from gemma_ft.config.sft_arguments import PASSED
+
+    keys = {item.name for item in dataclasses.fields(RunConfig)}
+    keys |= {f"trainer.{item.name}" for item in dataclasses.fields(RunConfig().trainer)}
+    keys |= {f"trainer.extra.{name}" for name in PASSED}
+    assert set(NOT_IDENTITY) - keys == set()
 
 
 def test_every_other_key_makes_it_another_run(made):
