@@ -30,8 +30,8 @@ NOT_IDENTITY = (
 training, what is told of it, how often it is saved, and how fast rows are read.
 
 The keys of `_EVALUATION` are among them where no evaluation decides anything. `trainer.micro_batch_size`,
-`parallel` and `model.attention` are not: the same sums in another order round otherwise, and dropout draws other
-masks. `trainer.gradient_checkpointing` gives the same bits on a CPU, but no other device promises it.
+`parallel` and `model.attention` are not: the same sums in another order round otherwise, and dropout draws
+other masks. `trainer.gradient_checkpointing` gives the same bits on a CPU, but no other device promises it.
 """
 
 STEPS = ("trainer.max_steps", "trainer.num_train_epochs")
