@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, GemmaFTError, RunError
 from gemma_ft.training.trackers.tracker import Tracker
 
 logger = logging.getLogger("gemma_ft")
@@ -69,7 +69,8 @@ def open_wandb(shown: Path, project: str, name: str, settings: dict[str, Any]) -
         settings: The run's configuration.
 
     Raises:
-        ConfigError: The server refuses the key or the project, or wandb takes no setting.
+        ConfigError: The server refuses the key or the project.
+        RunError: wandb does not start on this machine.
     """
     import wandb
 
@@ -81,17 +82,31 @@ def open_wandb(shown: Path, project: str, name: str, settings: dict[str, Any]) -
         "WANDB_DEBUG": "false",  # with it, that log holds the key
         "WANDB_CORE_DEBUG": "false",
     }
-    fixed = _settings(folder, project, name)
     wandb.teardown()  # what an earlier run of this process has set up holds for good otherwise
+    try:
+        return _open(shown, folder, _settings(folder, project, name), settings)
+    except GemmaFTError:
+        wandb.teardown()
+        raise
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__} {error}".split()).rstrip(".")
+        raise RunError(f"tracking=wandb does not start: {words}. Mend that, or use tracking=none.") from error
+
+
+def _open(shown: Path, folder: Path, fixed: dict[str, Any], settings: dict[str, Any]) -> Tracker:
+    """Start online where that is possible, else offline."""
+    import wandb
+
     known = wandb.setup(wandb.Settings(**fixed)).settings
     if known.mode == "disabled":
+        wandb.teardown()
         return Tracker()
     reason = _why_offline(known)
     if reason is None:
         try:
             return WeightsAndBiases(shown, _start(folder, fixed, settings))
         except wandb.Error as error:
-            reason = _told(error, urlsplit(known.base_url).netloc, project)
+            reason = _told(error, urlsplit(known.base_url).netloc, fixed["project"])
     logger.info(
         "tracking=wandb: %s, so it stays offline; later: wandb sync %s/wandb/offline-*", reason, shown
     )
