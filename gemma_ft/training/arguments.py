@@ -90,8 +90,7 @@ def build_arguments(
             activation_checkpointing=trainer.gradient_checkpointing,
             seed=config.seed,
             run_name=config.name,
-            report_to=config.tracking.method.value,
-            project=config.tracking.project,
+            report_to="none",  # the tracker takes what metrics.jsonl takes
             **_ALWAYS,
             **_device(trainer, precision),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},

@@ -18,6 +18,7 @@ from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.progress import Progress
+from gemma_ft.training.trackers.tracker import Tracker
 from gemma_ft.training.trainer import RunTrainer
 
 logger = logging.getLogger("gemma_ft")
@@ -31,6 +32,7 @@ def build_trainer(
     precision: Precision,
     tokenizer: PreTrainedTokenizerFast,
     data: PreparedData,
+    tracker: Tracker,
 ) -> RunTrainer:
     """Load the model, put adapters on it and hand both to TRL with the prepared rows.
 
@@ -53,7 +55,7 @@ def build_trainer(
     if adapts:
         model = attach_adapter(model, config.adapter)
     trained = _count_trainable(model, config)
-    callbacks: list[Any] = [Progress(run)]
+    callbacks: list[Any] = [Progress(run, tracker)]
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
     trainer = RunTrainer(

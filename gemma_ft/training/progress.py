@@ -12,6 +12,7 @@ from gemma_ft.runs import RunFolder
 from gemma_ft.training.failures import NotFiniteError
 from gemma_ft.training.guard import all_finite
 from gemma_ft.training.spikes import find_spike
+from gemma_ft.training.trackers.tracker import Tracker
 from gemma_ft.training.trainer import last_logged
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ _GIB = 2**30
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Write metrics.jsonl and say where the run is; made for the process that writes."""
+    """Write metrics.jsonl, pass it on to the tracker and say where the run is."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, tracker: Tracker) -> None:
         """Start counting when training starts."""
         self.run = run
+        self.tracker = tracker
         self._since = (time.monotonic(), 0, 0)
         """Clock, tokens and step at the start of what the speed is averaged over."""
 
@@ -62,6 +64,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
                 "step %d/%d  held-out loss %.4f", state.global_step, state.max_steps, logs["eval_loss"]
             )
         self.run.append_metrics(record)
+        self.tracker.log(record)
 
     def _say_step(self, state: "TrainerState", logs: dict[str, float]) -> dict[str, Any]:
         """Say how training goes; return what is measured here."""

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING
 
 from gemma_ft import stopping
 from gemma_ft.config.checks import check_config
-from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.export import ExportMethod
-from gemma_ft.config.schema import AdapterMethod, Attention, RunConfig
+from gemma_ft.config.schema import AdapterMethod, RunConfig
 from gemma_ft.errors import ConfigError
-from gemma_ft.runs import RunFolder, Stage, State, write_json, write_text
+from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.training.begin import begin_run, claim_folder
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
 from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
+from gemma_ft.training.opening import open_folder
 from gemma_ft.training.record import record_trained
 
 if TYPE_CHECKING:
     from gemma_ft.modeling.checkpoint import Checkpoint
     from gemma_ft.modeling.precision import Precision
+    from gemma_ft.training.trackers.tracker import Tracker
     from gemma_ft.training.trainer import RunTrainer
 
 logger = logging.getLogger("gemma_ft")
@@ -76,11 +77,11 @@ def _fit(
     extends: bool,
 ) -> None:
     """Train, and leave what was trained in the run folder, which is claimed once the run is known to work."""
-    from gemma_ft.data.tokens.contract import check_tokenizer
     from gemma_ft.exporting.run import check_export
-    from gemma_ft.modeling.checkpoint import find_checkpoint, load_tokenizer
+    from gemma_ft.modeling.checkpoint import find_checkpoint
     from gemma_ft.modeling.libraries import quiet_libraries
     from gemma_ft.modeling.precision import read_device, resolve_precision
+    from gemma_ft.training.tracking import tracked
 
     quiet_libraries()
     checkpoint = find_checkpoint(config.model if overwrite else run.pin(config.model))
@@ -89,14 +90,32 @@ def _fit(
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
         claim()
-        _open_folder(config, run, layout, precision)
+        open_folder(config, run, layout, precision)
+    with tracked(config, run, writes=layout.writes) as tracker:
+        _learn(config, run, layout, checkpoint, precision, tracker, extends=extends)
+
+
+def _learn(
+    config: RunConfig,
+    run: RunFolder,
+    layout: Layout,
+    checkpoint: "Checkpoint",
+    precision: "Precision",
+    tracker: "Tracker",
+    *,
+    extends: bool,
+) -> None:
+    """Prepare the rows, train on them and save what was trained."""
+    from gemma_ft.data.tokens.contract import check_tokenizer
+    from gemma_ft.modeling.checkpoint import load_tokenizer
+
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
     data = prepare_rows(config, run, layout, checkpoint, tokenizer)
     stopping.check()  # a library may have swallowed what was raised in it
     from gemma_ft.training.build import build_trainer  # here, since TRL takes seconds to import
 
-    trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data)
+    trainer = build_trainer(config, run, layout, checkpoint, precision, tokenizer, data, tracker)
     stopping.check()
     _train(trainer, config, run, layout, extends=extends)
     if data.held_out is not None and not _just_evaluated(trainer):
@@ -139,43 +158,6 @@ def _check_length(config: RunConfig, checkpoint: "Checkpoint") -> None:
         raise ConfigError(
             f"trainer.max_length={length} is above the {bound} positions of model.path={checkpoint.path}. "
             f"Use at most {bound}."
-        )
-
-
-def _open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "Precision") -> None:
-    from gemma_ft.training.environment import describe_environment
-    from gemma_ft.training.tracking import prepare_tracking
-
-    run.write_status(State.running, Stage.data)
-    run.checkpoints.mkdir(exist_ok=True)
-    write_text(
-        run.config,
-        f"# Run again: python -m gemma_ft {shlex.quote(f'recipe={run.config}')}\n{config_yaml(config)}",
-    )
-    write_json(run.environment, describe_environment(precision, layout))
-    prepare_tracking(config, run)
-    logger.info("run %s in %s", config.name, run.path)
-    logger.info(
-        "device %s, dtype %s, attention %s", precision.device.name, precision.dtype, precision.attention
-    )
-    _say_batches(config, layout, precision)
-
-
-def _say_batches(config: RunConfig, layout: Layout, precision: "Precision") -> None:
-    trainer = config.trainer
-    logger.info(
-        "batch %d = micro-batch %d x accumulation %d x %d process(es)",
-        trainer.global_batch_size,
-        trainer.micro_batch_size,
-        layout.accumulation,
-        layout.world_size,
-    )
-    flash = precision.attention is Attention.flash_attention_2
-    if trainer.packing and trainer.micro_batch_size > 1 and not flash:
-        logger.warning(
-            "trainer.micro_batch_size=%d joins packed sequences into one, whose cost grows with its square "
-            "without FlashAttention. trainer.micro_batch_size=1 takes the same steps for less.",
-            trainer.micro_batch_size,
         )
 
 
