@@ -63,18 +63,27 @@ def test_more_steps_under_a_constant_schedule_are_those_of_a_run_that_had_them_f
     assert_same_tensors(short / "adapter", whole / "adapter")
 
 
-def test_an_extension_that_is_cut_before_its_first_checkpoint_is_gone_on_with(train, chats, monkeypatch):
+@pytest.mark.parametrize("torn", [False, True], ids=["before it saves", "after, and its checkpoint is torn"])
+def test_an_extension_that_is_cut_goes_on_from_the_end_of_the_shorter_run(train, chats, monkeypatch, torn):
+    from gemma_ft.training.trainer import RunTrainer
+
     short = train(*words_for(chats, "short", "trainer.max_steps=4"))
     words = words_for(chats, "short", "trainer.max_steps=8")
+    step = RunTrainer.training_step
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def interrupt(self, *args):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("gemma_ft.training.trainer.RunTrainer.training_step", interrupt)
-        train(*words, "--extend", code=130)
+        patch.setattr(RunTrainer, "training_step", interrupt)
+        train(*words, "--extend", *(["trainer.save_steps=5"] if torn else []), code=130)
+    if torn:
+        (short / "checkpoints/step-000005/optimizer.pt").write_bytes(b"torn")
     train(*words)
     assert len(losses(short)) == 8
+    assert losses(short, "learning_rate")[4] > 0
     assert status(short)["state"] == "finished"
 
 
