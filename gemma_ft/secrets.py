@@ -10,7 +10,9 @@ import netrc
 import os
 import re
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -81,27 +83,41 @@ def is_secret_name(name: str) -> bool:
 
 @contextmanager
 def kept_out_of_logs() -> Iterator[None]:
-    """Redact what any logger of this process says while this lasts, tracebacks included."""
-    before = logging.getLogRecordFactory()
+    """Redact what loggers, warnings and threads of this process say while this lasts, tracebacks included."""
+    make_record, format_warning, tell_thread = (
+        logging.getLogRecordFactory(),
+        warnings.formatwarning,
+        threading.excepthook,
+    )
 
     def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        record = before(*args, **kwargs)
-        with suppress(Exception):  # a record that cannot be formatted is the logger's own affair
-            said = record.getMessage()
-            if (clean := redact(said)) != said:
-                record.msg, record.args = clean, ()
-            if record.exc_info and record.exc_info[0] is not None:
-                trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
-                if (clean := redact(trace)) != trace:
-                    record.exc_text = clean  # a formatter takes this as it is
-        return record
+        return _clean(make_record(*args, **kwargs))
 
     logging.setLogRecordFactory(make)
+    warnings.formatwarning = lambda *args, **kwargs: redact(format_warning(*args, **kwargs))
+    threading.excepthook = _print_thread
     try:
         yield
     finally:
-        if logging.getLogRecordFactory() is make:
-            logging.setLogRecordFactory(before)
+        logging.setLogRecordFactory(make_record)
+        warnings.formatwarning, threading.excepthook = format_warning, tell_thread
+
+
+def _clean(record: logging.LogRecord) -> logging.LogRecord:
+    with suppress(Exception):  # a record that cannot be formatted is the logger's own affair
+        said = record.getMessage()
+        if (clean := redact(said)) != said:
+            record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[0] is not None:
+            trace = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
+            if (clean := redact(trace)) != trace:
+                record.exc_text = clean  # a formatter takes this as it is
+    return record
+
+
+def _print_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_type is not SystemExit and ended.exc_value is not None:
+        print_traceback(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
 def print_traceback(

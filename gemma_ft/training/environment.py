@@ -22,6 +22,8 @@ _PACKAGES = (
     "tokenizers",
     "safetensors",
     "wandb",
+    "tensorboard",
+    "trackio",
     "hydra-core",
 )
 

@@ -61,6 +61,7 @@ def wandb_server(**how):
     listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.daemon_threads = True
     listener.block_on_close = False
+    listener.handle_error = lambda *_: None  # wandb closes its connections without a word
     server.address = f"http://127.0.0.1:{listener.server_port}"
     threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:

@@ -6,6 +6,8 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import warnings
 
 import pytest
 
@@ -183,6 +185,23 @@ def test_log_lines_and_their_tracebacks_are_clean_whoever_writes_them(monkeypatc
     assert "asked with [secret HF_TOKEN], 3 times\n3 things\nrefused\nTraceback" in said
     assert "ValueError: header [secret HF_TOKEN]\nafter: hf_Pl4" in said
     assert said.count(HUB) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_warnings_and_threads_are_clean_too(capsys):
+    def fail():
+        raise ValueError(HUB)
+
+    before = warnings.formatwarning, threading.excepthook
+    with kept_out_of_logs():
+        assert "[secret]" in warnings.formatwarning(HUB, UserWarning, "file", 1)
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    assert (warnings.formatwarning, threading.excepthook) == before
+    said = capsys.readouterr().err
+    assert "ValueError: [secret]" in said
+    assert HUB not in said
 
 
 def test_an_uncaught_error_is_printed_without_its_secret():
