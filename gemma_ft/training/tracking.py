@@ -66,6 +66,3 @@ def tracked(config: RunConfig, run: RunFolder, *, writes: bool) -> Iterator[Trac
 def _settings(config: RunConfig) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(redact(json.dumps(asdict(config))))
     return settings
-
-
-prepare_tracking = open_tracking
