@@ -108,6 +108,8 @@ class RunTrainer(EvaluatingTrainer):
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)  # a checkpoint would bring the rhythm it was made with
+        if self._resumes is not None and self.args.include_num_input_tokens_seen == "no":
+            self.state.num_input_tokens_seen = Interval.read(self._resumes).tokens  # what a speed counts from
         self._find_best()
         for callback in self.callback_handler.callbacks:
             if self._extends and isinstance(callback, EarlyStoppingCallback):
