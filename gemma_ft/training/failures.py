@@ -6,6 +6,7 @@ import json
 from gemma_ft.config.schema import Dtype, RunConfig
 from gemma_ft.errors import TrainingError
 from gemma_ft.runs import RunFolder
+from gemma_ft.training.memory import explain_out_of_memory
 
 _ROWS_NAMED = 5
 
@@ -33,6 +34,8 @@ def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> 
     """Word a failure that the user can do something about; None leaves it as it is."""
     if isinstance(error, NotFiniteError):
         return _explain_not_finite(error, config, run)
+    if (short := explain_out_of_memory(error, config, run)) is not None:
+        return short
     if _disk_is_full(error):
         return TrainingError(
             f"{run.path} does not fit on its disk. Free some space; the same line then goes on."

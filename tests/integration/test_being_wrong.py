@@ -148,3 +148,19 @@ def test_a_spike_is_said_and_kept_with_its_step(train, chats, spoil, capsys):
     run = train(*words_for(chats, "calm"))
     assert "loss_spike" not in (run / "metrics.jsonl").read_text()
     assert "times the median" not in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_is_told_with_what_saves_most(train, chats, spoil, capsys):
+    def asking_for_too_much(loss):
+        import torch
+
+        return loss + torch.empty(2**50, dtype=torch.uint8).sum()
+
+    spoil("What is 17 plus", asking_for_too_much)
+    run = train(*words_for(chats, "large", "trainer.micro_batch_size=2"), code=1)
+    printed = capsys.readouterr().err
+    line = printed.splitlines()[-1].removeprefix("error: ")
+    assert line.startswith("memory ran out in the stage training: 1048576.00 GiB asked for, ")
+    assert "trainer.micro_batch_size=1" in line
+    assert "Traceback" not in printed
+    assert (status(run)["state"], status(run)["reason"]) == ("failed", f"RuntimeError: {line}")

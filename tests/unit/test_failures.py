@@ -1,0 +1,203 @@
+"""Failures that are no fault of the program, in one line each, by the words that libraries have for them."""
+
+import errno
+import json
+import re
+
+import pytest
+import torch
+
+from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
+from gemma_ft.errors import DataError, ModelError
+from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.training.failures import NotFiniteError, explain_failure
+from gemma_ft.training.memory import find_savings
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.26 GiB. GPU 0 has a total capacity of 14.74 GiB of which 640.12 MiB "
+    "is free. Including non-PyTorch memory, this process has 14.11 GiB memory in use. Of the allocated memory "
+    "13.90 GiB is allocated by PyTorch, and 98.87 MiB is reserved by PyTorch but unallocated. If reserved but "
+    "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
+    "fragmentation.  See documentation for Memory Management  "
+    "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
+)
+
+
+@pytest.fixture
+def config():
+    config = RunConfig(name="mine", output_dir="outputs/mine")
+    config.model.path = "bundled:tiny"
+    config.adapter.method, config.quantization.method = AdapterMethod.lora, QuantizationMethod.none
+    config.trainer.micro_batch_size, config.trainer.gradient_checkpointing = 4, False
+    return config
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunFolder(tmp_path / "mine")
+    run.path.mkdir()
+    run.write_status(State.running, Stage.training)
+    return run
+
+
+def explain(error, config, run):
+    explained = explain_failure(error, config, run)
+    if explained is not None:
+        assert "\n" not in str(explained)
+    return explained and str(explained)
+
+
+def test_a_full_gpu_is_told_with_its_numbers_and_what_saves_most(config, run):
+    line = explain(torch.OutOfMemoryError(CUDA), config, run)
+    assert line.startswith(
+        "GPU memory ran out in the stage training: 2.26 GiB asked for, 0.63 of 14.74 GiB free. "
+        "What saves most here: "
+    )
+    for setting in ("trainer.micro_batch_size=1", "trainer.gradient_checkpointing=true", "quantization=nf4"):
+        assert setting in line
+    assert "trainer.max_length=1024" in line
+    assert "PYTORCH_ALLOC_CONF" not in line
+    assert "name=mine-2" not in line
+    run.step_folder(100).mkdir(parents=True)
+    assert explain(torch.OutOfMemoryError(CUDA), config, run).endswith(
+        "It makes another run: add name=mine-2."
+    )
+
+
+def test_memory_in_pieces_is_told(config, run):
+    text = CUDA.replace("98.87 MiB is reserved", "9.35 GiB is reserved")
+    assert "Try PYTORCH_ALLOC_CONF=expandable_segments:True first" in explain(RuntimeError(text), config, run)
+
+
+def refused_by_the_cpu():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8)
+    return caught.value
+
+
+def refused_by_numpy():
+    import numpy
+
+    with pytest.raises(MemoryError) as caught:
+        numpy.ones(2**50, dtype="uint8")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "start"),
+    [
+        (
+            refused_by_the_cpu,
+            r"memory ran out in the stage training: 1048576\.00 GiB asked for, [\d.]+ of [\d.]+ GiB free\.",
+        ),
+        (refused_by_numpy, r"memory ran out in the stage training: 1048576\.00 GiB asked for, "),
+        (
+            MemoryError,
+            r"memory ran out in the stage training: how much was asked for is not known, [\d.]+ of ",
+        ),
+        (
+            lambda: MemoryError("malloc of size 1073741824 failed"),
+            r"memory ran out in the stage training: 1\.00 GiB asked for, ",
+        ),
+        (
+            lambda: RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            r"GPU memory ran out in the stage training: how much was asked for is not known\. What",
+        ),
+        (
+            lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"),
+            "GPU memory ran out",
+        ),
+        (
+            lambda: RuntimeError("NCCL error: unhandled cuda error. Cuda failure 2 'out of memory'"),
+            "GPU memory ran out",
+        ),
+        (lambda: OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+    ],
+)
+def test_every_library_has_its_words_for_it(config, run, error, start):
+    assert re.match(start, explain(error(), config, run))
+
+
+def test_what_is_short_while_exporting_needs_no_other_settings(config, run):
+    run.write_status(State.running, Stage.exporting)
+    line = explain(MemoryError(), config, run)
+    assert line.endswith("Free some, then start the same line again: what is trained stays.")
+    run.write_status(State.running, Stage.data)
+    assert explain(MemoryError(), config, run).endswith(
+        "Free some, or use a smaller model or a larger machine."
+    )
+
+
+def test_only_what_applies_is_proposed(config):
+    trainer = config.trainer
+    trainer.micro_batch_size, trainer.gradient_checkpointing, trainer.max_length = 1, True, 256
+    config.quantization.method = QuantizationMethod.nf4
+    assert find_savings(config, on_gpu=True) == []
+    config.quantization.method = QuantizationMethod.int8
+    assert find_savings(config, on_gpu=True) == ["quantization=nf4"]
+    config.adapter.method, config.quantization.method = AdapterMethod.none, QuantizationMethod.none
+    assert find_savings(config, on_gpu=True) == ["adapter=lora", "trainer.optim=paged_adamw_8bit"]
+    assert find_savings(config, on_gpu=False) == ["adapter=lora", "trainer.optim=adamw_8bit"]
+    trainer.optim = "adafactor"
+    assert find_savings(config, on_gpu=True) == ["adapter=lora"]
+
+
+def test_the_order_follows_the_run(config, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "gemma",
+                "hidden_size": 3072,
+                "intermediate_size": 24576,
+                "num_attention_heads": 16,
+                "head_dim": 256,
+                "num_hidden_layers": 28,
+                "vocab_size": 256000,
+            }
+        )
+    )
+    config.model.path = str(tmp_path)
+    config.trainer.max_length, config.trainer.micro_batch_size = 8192, 1
+    assert find_savings(config, on_gpu=True)[0] == "trainer.gradient_checkpointing=true"
+    config.trainer.max_length, config.trainer.gradient_checkpointing = 512, True
+    assert find_savings(config, on_gpu=True)[0] == "quantization=nf4"
+    config.adapter.method = AdapterMethod.none
+    assert find_savings(config, on_gpu=True)[0] == "adapter=lora"
+
+
+def test_other_failures_stay_as_they_are(config, run):
+    for error in (
+        ZeroDivisionError("division by zero"),
+        DataError("my.jsonl:1: out of memory"),
+        ModelError("x"),
+    ):
+        assert explain_failure(error, config, run) is None
+
+
+def not_finite(**named):
+    return NotFiniteError("the loss is nan", **{"step": 7, "rows": ("a.jsonl:3",), **named})
+
+
+def test_what_helps_against_a_loss_that_is_no_number_follows_the_run(config, run):
+    start = "the loss is nan at step 7, in the batch of a.jsonl:3. What usually helps: "
+    assert explain(not_finite(), config, run) == start + "a lower trainer.learning_rate=0.0002."
+    run.environment.write_text(json.dumps({"dtype": "fp16"}))
+    assert explain(not_finite(), config, run) == (
+        start + "model.dtype=bf16, since fp16 overflows early; or a lower trainer.learning_rate=0.0002."
+    )
+    run.step_folder(6).mkdir(parents=True)
+    assert explain(not_finite(), config, run).endswith(
+        "Add name=mine-2 to it: the checkpoints up to step 6 stay."
+    )
+
+
+def test_before_the_first_step_neither_rate_nor_schedule_is_to_blame(config, run):
+    line = explain(not_finite(step=1), config, run)
+    assert line.endswith("to mend or leave out what is in it, since no step has been taken yet.")
+    config.adapter.path = "old"
+    assert explain(not_finite(step=1, weights=True), config, run) == (
+        "model.path=bundled:tiny or adapter.path=old holds weights that are not finite: the loss is nan at "
+        "step 1, in the batch of a.jsonl:3. Fetch or convert it again."
+    )
