@@ -11,8 +11,8 @@ from gemma_ft.errors import GemmaFTError, TrainingError
 from gemma_ft.runs import RunFolder, Stage
 
 _GIB = 2**30
-_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": _GIB, "TiB": 2**40}
-_SIZE = r"([\d.]+) (bytes|[KMGT]iB)"
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": _GIB, "TiB": 2**40, "PiB": 2**50}
+_SIZE = r"([\d.]+) (bytes|[KMGTP]iB)"
 
 _RAN_OUT = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|_ALLOC_FAILED"

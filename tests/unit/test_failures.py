@@ -14,11 +14,11 @@ from gemma_ft.training.failures import NotFiniteError, explain_failure
 from gemma_ft.training.memory import find_savings
 
 CUDA = (
-    "CUDA out of memory. Tried to allocate 2.26 GiB. GPU 0 has a total capacity of 14.74 GiB of which 640.12 MiB "
-    "is free. Including non-PyTorch memory, this process has 14.11 GiB memory in use. Of the allocated memory "
-    "13.90 GiB is allocated by PyTorch, and 98.87 MiB is reserved by PyTorch but unallocated. If reserved but "
-    "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
-    "fragmentation.  See documentation for Memory Management  "
+    "CUDA out of memory. Tried to allocate 2.26 GiB. GPU 0 has a total capacity of 14.74 GiB of which 640.12 "
+    "MiB is free. Including non-PyTorch memory, this process has 14.11 GiB memory in use. Of the allocated "
+    "memory 13.90 GiB is allocated by PyTorch, and 98.87 MiB is reserved by PyTorch but unallocated. If "
+    "reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
+    "avoid fragmentation.  See documentation for Memory Management  "
     "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
 )
 
