@@ -2,13 +2,22 @@
 
 import errno
 import json
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
+from gemma_ft.cache import cache_folder
 from gemma_ft.config.schema import Dtype, RunConfig
-from gemma_ft.errors import TrainingError
+from gemma_ft.errors import GemmaFTError, TrainingError
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.memory import explain_out_of_memory
 
 _ROWS_NAMED = 5
+_FULL = ("PytorchStreamWriter", "unexpected pos", "No space left on device", "Disk quota exceeded")
+"""What torch's writer says, and the system's own words where a library has kept them alone."""
+_NOTHING_LEFT = 1 << 20
+"""Bytes; a disk with less is the one that was full."""
 
 
 class NotFiniteError(TrainingError):
@@ -37,8 +46,11 @@ def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> 
     if (short := explain_out_of_memory(error, config, run)) is not None:
         return short
     if _disk_is_full(error):
+        steps = run.steps()
+        kept = f", from the checkpoint of step {steps[-1]}, which is whole" if steps else ""
         return TrainingError(
-            f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
+            f"{_full_place(error, run)} does not fit on its disk. Free some space; "
+            f"the same line then goes on{kept}."
         )
     return None
 
@@ -81,6 +93,24 @@ def _wider_dtype() -> Dtype:
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Recognise a full disk, which torch's writer reports in words of its own."""
+    """Recognise a full disk, which torch's writer and Rust report in words of their own."""
+    if isinstance(error, GemmaFTError):
+        return False
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return full or "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
+    return full or any(words in str(error) for words in _FULL)
+
+
+def _full_place(error: BaseException, run: RunFolder) -> str:
+    """Name what did not fit: the file of the error, or the one place whose disk has nothing left."""
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return error.filename
+    places = {
+        str(run.path): run.path,
+        "TMPDIR": Path(tempfile.gettempdir()),
+        "XDG_CACHE_HOME": cache_folder(),
+    }
+    for name, place in places.items():
+        with suppress(OSError):
+            if shutil.disk_usage(place).free < _NOTHING_LEFT:
+                return str(place) if name == str(place) else f"{place} ({name} names another)"
+    return str(run.path)

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ CUDA = (
     "CUDA out of memory. Tried to allocate 2.26 GiB. GPU 0 has a total capacity of 14.74 GiB of which 640.12 "
     "MiB is free. Including non-PyTorch memory, this process has 14.11 GiB memory in use. Of the allocated "
     "memory 13.90 GiB is allocated by PyTorch, and 98.87 MiB is reserved by PyTorch but unallocated. If "
-    "reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to "
-    "avoid fragmentation.  See documentation for Memory Management  "
+    "reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True "
+    "to avoid fragmentation.  See documentation for Memory Management  "
     "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
 )
 
@@ -200,4 +201,34 @@ def test_before_the_first_step_neither_rate_nor_schedule_is_to_blame(config, run
     assert explain(not_finite(step=1, weights=True), config, run) == (
         "model.path=bundled:tiny or adapter.path=old holds weights that are not finite: the loss is nan at "
         "step 1, in the batch of a.jsonl:3. Fetch or convert it again."
+    )
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=str)
+def test_a_full_disk_is_told_with_what_stays(config, run, error):
+    line = explain(error, config, run)
+    assert line == f"{run.path} does not fit on its disk. Free some space; the same line then goes on."
+    run.step_folder(4).mkdir(parents=True)
+    assert explain(error, config, run).endswith("goes on, from the checkpoint of step 4, which is whole.")
+
+
+def test_the_place_that_is_full_is_named(config, run, monkeypatch, tmp_path):
+    error = OSError(errno.ENOSPC, "No space left on device", "/var/cache/rows.arrow")
+    assert explain(error, config, run).startswith("/var/cache/rows.arrow does not fit on its disk.")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: SimpleNamespace(free=0 if "gemma_ft" in str(path) else 1 << 40)
+    )
+    line = explain(FULL[0], config, run)
+    assert line.startswith(
+        f"{tmp_path / 'gemma_ft'} (XDG_CACHE_HOME names another) does not fit on its disk."
     )
