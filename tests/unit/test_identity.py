@@ -103,10 +103,11 @@ def test_an_evaluation_that_decides_is_part_of_the_run():
 def test_another_path_of_the_base_is_another_run_unless_it_is_the_same_folder(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").mkdir()
+    (tmp_path / "a.jsonl").write_text("")
     config = config_of()
-    config.model.path = "base"
+    config.model.path, config.dataset.path = "base", "a.jsonl"
     run = made(config)
-    config.model.path = str(tmp_path / "base")
+    config.model.path, config.dataset.path = str(tmp_path / "base"), str(tmp_path / "a.jsonl")
     assert begin(run, config).stage is Stage.finished
     config.model.path = "other"
     with pytest.raises(RunError, match=r"Where only the folder of the base has moved, put a link there\.$"):

@@ -112,9 +112,8 @@ def test_a_holder_that_is_killed_frees_the_folder_at_once(folder, other):
 def test_a_killed_holder_is_gone_even_before_its_parent_has_noticed(folder, other):
     process = other(folder)
     process.send_signal(signal.SIGKILL)
-    while RunFolder(folder).holder() is not None:  # a zombie: nobody has waited for it
-        time.sleep(0.01)
-    assert process.returncode is None
+    assert until(lambda: RunFolder(folder).holder() is None)
+    assert process.returncode is None  # a zombie: nobody has waited for it
 
 
 def test_a_released_folder_names_nobody_and_is_free(folder, other):
@@ -206,6 +205,12 @@ def test_a_lock_file_that_says_nothing_refuses_nobody_for_long(folder, hurried, 
     RunFolder(folder).lock()
 
 
+@pytest.mark.parametrize("pid", [0, -1, "7", None])
+def test_a_lock_file_that_names_no_process_has_no_holder(folder, pid):
+    plant(folder, age=0, pid=pid)
+    assert RunFolder(folder).holder() is None
+
+
 def test_the_heart_beats_for_as_long_as_the_folder_is_held(folder, hurried):
     run, before = RunFolder(folder), threading.enumerate()
     run.lock()
@@ -289,11 +294,15 @@ def test_a_fork_does_not_keep_the_folder_from_others(folder):
         os.waitpid(child, 0)
 
 
-def test_a_folder_that_moves_while_it_is_locked_is_said(folder, monkeypatch):
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_that_moves_while_it_is_locked_is_said(folder, monkeypatch, anew):
     lock = folder_lock._lock
 
     def moved(handle):
         folder.rename(folder.with_name("run.old-1"))
+        if anew:
+            folder.mkdir()
+            (folder / ".lock").write_text("")
         return lock(handle)
 
     monkeypatch.setattr(folder_lock, "_lock", moved)
