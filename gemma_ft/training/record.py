@@ -1,8 +1,10 @@
 """What training leaves for the export to check: which files it wrote, on which base, held how."""
 
+import logging
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from gemma_ft.config.export import ExportMethod
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, read_json, write_json
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from gemma_ft.data.prepare import PreparedData
     from gemma_ft.modeling.checkpoint import Checkpoint
     from gemma_ft.modeling.precision import Precision
+
+logger = logging.getLogger("gemma_ft")
 
 _LOOKED_AT = 1000  # rows, of which the certificate's few are chosen
 
@@ -42,6 +46,10 @@ def record_trained(
         raise RunError(
             f"model.path={checkpoint.path} holds other weights than {run.path} began training with. "
             "Restore them: the same line again ends the run. Or start anew with --overwrite."
+        )
+    if run.merged.is_dir() and config.export.method is not ExportMethod.merged:
+        logger.warning(
+            "%s is of an earlier training. Make it anew with: export %s, or remove it.", run.merged, run.path
         )
     write_json(
         run.trained_record,

@@ -65,6 +65,11 @@ def test_a_finished_run_is_extended_on_request_and_exported_again(train, chats, 
     assert "--extend needs more steps than the 8 of the finished run" in capsys.readouterr().err
     train(*words_for("longer", 8))
     assert "is finished" in capsys.readouterr().err
+    train(*words_for("longer", 10, "export=none"), "--extend")
+    assert (
+        "merged is of an earlier training. Make it anew with: export outputs/longer"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_extension_that_is_cut_goes_on_and_is_not_exported_before(train, chats, capsys, monkeypatch):
