@@ -114,7 +114,7 @@ def test_what_a_hanging_server_did_not_take_can_be_synced_later(somebody, monkey
         assert list(server.uploaded()) == []
     (run,) = tmp_path.glob("run/wandb/run-*")
     assert said(caplog) == [
-        f"tracking=wandb: not everything was sent; later: wandb sync --include-online run/wandb/{run.name}"
+        "tracking=wandb: not everything was sent; later: wandb sync --include-online run/wandb/run-*"
     ]
     with wandb_server() as server:
         subprocess.run(

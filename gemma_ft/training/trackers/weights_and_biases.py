@@ -36,7 +36,7 @@ class WeightsAndBiases(Tracker):
             run: What `wandb.init` returned.
         """
         super().__init__()
-        self._shown = shown / "wandb" / Path(run.dir).parent.name
+        self._shown = shown
         self._run = run
         run.define_metric(_STEP)
         run.define_metric("*", step_metric=_STEP)
@@ -53,7 +53,8 @@ class WeightsAndBiases(Tracker):
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
             logger.info(
-                "tracking=wandb: not everything was sent; later: wandb sync --include-online %s", self._shown
+                "tracking=wandb: not everything was sent; later: wandb sync --include-online %s/wandb/run-*",
+                self._shown,
             )
         finally:
             wandb.teardown(exit_code)
