@@ -199,19 +199,17 @@ def _find_near_copies(
 
 
 def check_left(part: Part, dataset: DatasetConfig, rules: TokenRules) -> None:
-    """Refuse a source of which no row is left to train on."""
-    if part.used.any():
-        return
+    """Refuse a source of which no row is left to train on, or none of its eval_split to score."""
     rows = dataset.mixture[part.name] if part.name else dataset
     prefix = f"dataset.mixture.{part.name}" if part.name else "dataset"
+    if part.held_out is not None and not part.held_out.rows.num_rows:
+        why = _why_nothing(part.held_out, rules)
+        raise DataError(f"{prefix}.eval_split={rows.eval_split} leaves no row to score: {why}")
+    if part.used.any():
+        return
     start = f"{prefix}.path={rows.path} leaves no row to train on:"
     if not len(part.used):
-        dropped = part.train.report["dropped"]
-        causes = "; ".join(f"{number} x {cause}" for cause, number in dropped.items())
-        hint = "Leave dataset.on_bad_row out to see the first of them whole."
-        if any("trainer.max_length" in cause for cause in dropped):
-            hint = f"Mend the rows, or raise trainer.max_length={rules.max_length}."
-        raise DataError(f"{start} {causes}. {hint}")
+        raise DataError(f"{start} {_why_nothing(part.train, rules)}")
     if part.overlap.any():
         raise DataError(
             f"{start} all are in the eval_split as well ({prefix}.eval_split={rows.eval_split}). "
@@ -229,3 +227,13 @@ def check_left(part: Part, dataset: DatasetConfig, rules: TokenRules) -> None:
         f"{start} dataset.eval_fraction={dataset.eval_fraction:g} holds out all of its distinct rows. "
         "Add rows, or set dataset.eval_fraction=0."
     )
+
+
+def _why_nothing(stored: StoredTokens, rules: TokenRules) -> str:
+    """Say why no row of a split could be used, and what helps."""
+    dropped = stored.report["dropped"]
+    causes = "; ".join(f"{number} x {cause}" for cause, number in dropped.items())
+    hint = "Leave dataset.on_bad_row out to see the first of them whole."
+    if any("trainer.max_length" in cause for cause in dropped):
+        hint = f"Mend the rows, or raise trainer.max_length={rules.max_length}."
+    return f"{causes}. {hint}"

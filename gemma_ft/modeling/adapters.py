@@ -20,9 +20,7 @@ def build_lora(adapter: AdapterConfig) -> "LoraConfig":
     """Build PEFT's settings from ours."""
     from peft import LoraConfig
 
-    targets = [
-        layer for name in adapter.targets for layer in (LINEAR_LAYERS if name == "all-linear" else (name,))
-    ]
+    targets = _target_layers(adapter)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -34,14 +32,35 @@ def build_lora(adapter: AdapterConfig) -> "LoraConfig":
     )
 
 
+def _target_layers(adapter: AdapterConfig) -> list[str]:
+    return [
+        layer for name in adapter.targets for layer in (LINEAR_LAYERS if name == "all-linear" else (name,))
+    ]
+
+
+def _check_targets(model: "PreTrainedModel", adapter: AdapterConfig) -> None:
+    """Refuse targets of which one matches nothing, which PEFT only says where none of them matches."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    problems = [
+        f"adapter.targets=[{target}] matches no layer of this model, which has "
+        f"{model.config.num_hidden_layers} blocks, counted from 0. Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
+        for target in _target_layers(adapter)
+        if not any(name.endswith(f".{target}") for name in names)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
 def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftModel":
     """Put trainable adapters on a model, whose own weights are frozen: new ones, or those of `adapter.path`.
 
     Raises:
-        ConfigError: The targets match no layer, or the existing adapter is for another model.
+        ConfigError: A target matches no layer, or the existing adapter is for another model.
     """
     from peft import PeftModel, get_peft_model
 
+    if adapter.path is None:
+        _check_targets(model, adapter)
     try:
         if adapter.path is None:
             peft_model: PeftModel = get_peft_model(model, build_lora(adapter))

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemma_ft.config.schema import Dtype, RunConfig
+from gemma_ft.config.schema import Dtype, QuantizationMethod, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.errors import ConfigError
 from gemma_ft.modeling.precision import Precision
@@ -103,7 +103,7 @@ def build_arguments(
         ) from error
     if precision.dtype is Dtype.fp32:
         arguments.mixed_precision = "no"  # a launcher's ACCELERATE_MIXED_PRECISION would stand otherwise
-    _check_here(arguments, precision)
+    _check_here(arguments, config, precision)
     check_optimization(arguments)
     return arguments
 
@@ -128,12 +128,16 @@ def _evaluation(trainer: TrainerConfig, *, evaluates: bool, resumes: bool) -> di
     return settings
 
 
-def _check_here(arguments: "SFTConfig", precision: Precision) -> None:
-    """Refuse what TRL would only find unusable on this machine once the model is loaded."""
+def _check_here(arguments: "SFTConfig", config: RunConfig, precision: Precision) -> None:
+    """Refuse what would only be found unusable on this machine once the model is loaded."""
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
     if precision.device.kind == "cpu":
+        if config.quantization.method is QuantizationMethod.int8 and config.adapter.dora:
+            raise ConfigError(
+                "adapter.dora=true cannot train on quantization=int8 on a CPU. Use quantization=nf4 or none."
+            )
         for name in ("activation_offloading", "use_liger_kernel"):
             if getattr(arguments, name):
                 raise ConfigError(f"trainer.extra.{name}=true needs a GPU. Take it out on a CPU.")

@@ -396,12 +396,6 @@ def test_packed_sequences_hold_every_row_whole_once(prepare):
     assert packed.rows.num_rows == 100
 
 
-def test_a_split_may_have_no_row_that_is_evaluated(prepare):
-    data = prepare({"train": ["a", "b"], "test": ["c" * 50]}, eval_split="test", max_length=20)
-    assert data.held_out is None
-    assert data.facts["rows_evaluated"] == 0
-
-
 def test_bad_rows_of_the_eval_split_are_counted_apart(tokenizer, tmp_path):
     good = json.dumps({"prompt": "a", "completion": "b"})
     (tmp_path / "train.jsonl").write_text(f"{good}\n[]\n")
@@ -410,3 +404,14 @@ def test_bad_rows_of_the_eval_split_are_counted_apart(tokenizer, tmp_path):
     facts = prepare_data(dataset, tokenizer=tokenizer, max_length=100, seed=1).facts
     assert list(facts["rows_dropped"].values()) == [1]
     assert list(facts["held_out_dropped"].values()) == [2]
+
+
+def test_an_eval_split_without_a_row_to_score_is_refused(prepare):
+    files = {"train": TEXTS, "test": ["x" * 100, "y" * 100]}
+    with pytest.raises(
+        DataError,
+        match=r"^dataset\.eval_split=test leaves no row to score: 2 x no learned token within "
+        r"trainer\.max_length\. Mend the rows, or raise trainer\.max_length=50\.$",
+    ):
+        prepare(files, eval_split="test", max_length=50)
+    assert prepare(files, eval_split="test").held_out.num_rows == 2
