@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -24,8 +25,8 @@ from urllib.parse import quote, quote_plus, unquote
 _SHORTEST = 8
 """Characters; a shorter value would be found in innocent words."""
 _SECRET_WORD = re.compile(
-    r"TOKENS?|KEYS?|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|PWD|PASS|PAT|CREDENTIALS?|AUTH|AUTHORIZATION|COOKIE|DSN"
-    r"|\w+(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|APIKEY)|APIKEY"
+    r"TOKEN|KEYS?|PWD|PASS|PASSCODE|PASSPHRASE|PAT|CREDS?|CREDENTIALS?|AUTH|AUTHORIZATION|BEARER|COOKIE|DSN|WEBHOOK"
+    r"|\w*(?:PASSWORD|PASSWD|SECRET|APIKEY)\w*|\w+(?:PASSPHRASE|TOKEN)|(?:ACCESS|PRIVATE|SIGNING)KEY"
 )
 """A word of a name; those of the second line may be joined to another one, as in PGPASSWORD."""
 _HARMLESS_ENDINGS = ("PATH", "FILE", "DIR", "SOCK", "HOME", "HELPER", "METHOD", "TYPE", "MODE")
@@ -159,16 +160,20 @@ def _is_harmless(value: str) -> bool:
     return False
 
 
-def _forms(value: str) -> Iterator[str]:
-    """Yield a value as it is and as URLs, JSON and Python write it; of several lines, each by itself."""
-    yield value
-    yield value.strip()
-    yield quote(value, safe="")
-    yield quote_plus(value)
-    yield json.dumps(value)[1:-1]
-    yield repr(value)[1:-1]
-    if "\n" in value:
-        yield from (line.strip() for line in value.splitlines() if "PRIVATE KEY" not in line)
+@lru_cache(maxsize=1024)
+def _forms(value: str) -> tuple[str, ...]:
+    """Write a value as it is, as URLs, JSON, Python and HTTP headers do; of several lines, each by itself."""
+    lines = value.splitlines() if "\n" in value else ()
+    return (
+        value,
+        value.strip(),
+        quote(value, safe=""),
+        quote_plus(value),
+        json.dumps(value)[1:-1],
+        repr(value)[1:-1],
+        *(b64encode(f"{user}{value}".encode()).decode() for user in ("", "api:", "user:")),
+        *(line.strip() for line in lines if "PRIVATE KEY" not in line),
+    )
 
 
 def _token_files() -> Iterator[tuple[str, Path]]:

@@ -1,5 +1,6 @@
 """What counts as a secret, what stands in its place, and a configuration that holds one."""
 
+import base64
 import itertools
 import json
 import logging
@@ -49,6 +50,10 @@ def nobody(monkeypatch, tmp_path):
         "GOOGLE_CREDENTIALS",
         "REGISTRY_AUTH",
         "MYSQL_PWD",
+        "SLACK_WEBHOOK_URL",
+        "githubToken",
+        "SECRETKEY",
+        "MY_SECRETVALUE",
     ],
 )
 def test_a_name_says_that_its_value_is_secret(name, monkeypatch):
@@ -63,6 +68,8 @@ def test_a_name_says_that_its_value_is_secret(name, monkeypatch):
         ("KEYBOARD_LAYOUT", "dvorak-de"),
         ("SSH_AUTH_SOCK", "/somewhere/agent"),
         ("MONKEY_HOUSE", "open-today"),
+        ("MAX_TOKENS", "100000000"),
+        ("GIT_AUTHOR_NAME", "Jane Doe-Smith"),
         ("PWD", "/somewhere/else"),
         ("WANDB_AUTH_MODE", "interactively"),
         ("GIT_AUTH", "required"),
@@ -86,7 +93,8 @@ def test_a_secret_is_found_as_urls_json_and_python_write_it(monkeypatch):
     from urllib.parse import quote
 
     monkeypatch.setenv("MY_SERVICE_PASSWORD", ODD)
-    for written in (ODD, quote(ODD, safe=""), json.dumps({"x": ODD}), repr({"x": ODD})):
+    header = base64.b64encode(f"api:{ODD}".encode()).decode()
+    for written in (ODD, quote(ODD, safe=""), json.dumps({"x": ODD}), repr({"x": ODD}), header):
         clean = redact(written)
         assert "[secret MY_SERVICE_PASSWORD]" in clean
         assert "ss" not in clean.replace("[secret MY_SERVICE_PASSWORD]", "")
