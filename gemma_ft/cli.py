@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from gemma_ft import secrets, stopping
@@ -68,7 +68,10 @@ def _main(words: list[str]) -> int:
         return error.exit_code
     except Interrupted as stop:
         if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted: {stop.reason}. The same line again goes on.", file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal may be gone, which is why it stops
+                print(
+                    f"interrupted: {stop.reason}. The same line again goes on.", file=sys.stderr, flush=True
+                )
         return stop.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

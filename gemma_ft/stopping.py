@@ -20,7 +20,8 @@ from gemma_ft.errors import Interrupted
 
 logger = logging.getLogger("gemma_ft")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, a scheduler's or a launcher's stop, and a terminal that was closed."""
 TERMINATED = 128 + signal.SIGTERM
 """The exit code of a run that was stopped by anything but Ctrl-C: 143."""
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION")
@@ -91,7 +92,7 @@ def stopped_at_once(record: Callable[[Interrupted], None]) -> Iterator[None]:
 
 @contextmanager
 def listen() -> Iterator[None]:
-    """Take SIGTERM, SIGINT and a launcher's death as requests to stop; in the main thread only."""
+    """Take SIGTERM, SIGINT, SIGHUP and a launcher's death as requests to stop; in the main thread only."""
     global _stop
     if _stop.listening or threading.current_thread() is not threading.main_thread():
         yield
@@ -101,7 +102,8 @@ def listen() -> Iterator[None]:
     _stop = stop = _Stop()  # what an earlier run was asked is its own
     stop.listening = True
     wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+    handlers = {number: signal.signal(number, _on_signal) for number in heard}
     threading.Thread(target=_watch_signals, args=(inbox, stop), daemon=True, name="signals").start()
     if any(name in os.environ for name in _LAUNCHED):
         threading.Thread(
@@ -197,8 +199,9 @@ def _forget() -> None:
     if _stop.listening:
         with suppress(ValueError):
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for number in SIGNALS:
+                if signal.getsignal(number) is _on_signal:
+                    signal.signal(number, signal.SIG_DFL)
         _let_signals_through()
         _stop.listening = False
 

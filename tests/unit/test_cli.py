@@ -23,7 +23,7 @@ def trained(monkeypatch):
     runs = []
     room = types.ModuleType("gemma_ft.training.run")
 
-    def train(config, *, overwrite=False):
+    def train(config, *, overwrite=False, extend=False):
         runs.append((config, overwrite))
         return RunFolder(config.output_dir)
 
@@ -138,7 +138,7 @@ def test_one_process_of_a_launch_tells_the_mistake(capsys, monkeypatch):
     ],
 )
 def test_what_stops_a_run_sets_the_exit_code(error, code, told, monkeypatch, capsys, trained, here):
-    def stop(config, *, overwrite):
+    def stop(config, *, overwrite, extend):
         raise error
 
     monkeypatch.setattr(sys.modules["gemma_ft.training.run"], "train", stop)
@@ -150,7 +150,7 @@ def test_what_stops_a_run_sets_the_exit_code(error, code, told, monkeypatch, cap
 def test_our_log_is_shown_while_a_command_runs_and_not_after(monkeypatch, capsys, trained, here):
     log = logging.getLogger("gemma_ft")
 
-    def tell(config, *, overwrite):
+    def tell(config, *, overwrite, extend):
         log.info("step 1")
         return RunFolder(config.output_dir)
 
@@ -310,7 +310,7 @@ def test_a_sweep_that_cannot_work_is_refused(words, line, trained, here, capsys)
 
 
 def test_a_job_that_fails_ends_in_one_error_line(trained, here, monkeypatch, capsys):
-    def fail(config, *, overwrite):
+    def fail(config, *, overwrite, extend):
         raise ExportError("no space left")
 
     monkeypatch.setattr(sys.modules["gemma_ft.training.run"], "train", fail)

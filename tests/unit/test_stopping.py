@@ -26,6 +26,7 @@ def busy(seconds=60):
 def ready():
     print("ready", flush=True)
 
+{before}
 try:
     with stopping.listen():
 {body}
@@ -36,15 +37,15 @@ print("went on to the end", flush=True)
 """
 
 
-def program(body: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    code = PROGRAM.format(body=textwrap.indent(textwrap.dedent(body), " " * 8))
+def program(body: str, before: str = "") -> subprocess.Popen[str]:
+    code = PROGRAM.format(before=before, body=textwrap.indent(textwrap.dedent(body), " " * 8))
     clean = {key: value for key, value in os.environ.items() if key not in stopping._LAUNCHED}
     started = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**clean, **(env or {})},
+        env=clean,
     )
     assert started.stdout is not None
     assert started.stdout.readline() == "ready\n"
@@ -57,11 +58,19 @@ def end(started: subprocess.Popen[str]) -> tuple[int, str]:
     return started.returncode, out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_where_a_run_may_end_anywhere_a_signal_ends_it(number, code):
     started = program("ready()\nbusy()")
     started.send_signal(number)
     assert end(started) == (code, f"stopped by {number.name}\n")
+
+
+def test_a_signal_that_was_ignored_before_stays_ignored_as_under_nohup():
+    started = program("ready()\nbusy(0.5)", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
+    started.send_signal(signal.SIGHUP)
+    assert end(started) == (0, "went on to the end\n")
 
 
 def test_while_it_is_deferred_a_signal_is_noted_and_raised_where_asked():
@@ -82,8 +91,8 @@ def test_while_it_is_deferred_a_signal_is_noted_and_raised_where_asked():
 def test_a_signal_sent_twice_at_once_is_one():
     started = program(
         """
-        ready()
         try:
+            ready()
             busy()
         finally:
             busy(0.2)
@@ -170,7 +179,7 @@ def test_a_worker_whose_launcher_is_gone_stops():
         ready()
         busy()
     """
-    code = PROGRAM.format(body=textwrap.indent(textwrap.dedent(launcher), " " * 8))
+    code = PROGRAM.format(before="", body=textwrap.indent(textwrap.dedent(launcher), " " * 8))
     code = code.replace(
         "ready()\n        busy()", "stopping._LAUNCHER_POLL_SECONDS = 0.05\n        ready()\n        busy()"
     )
