@@ -63,20 +63,29 @@ def publish_folder(beside: Path, final: Path) -> None:
     Killed anywhere in between, it leaves the old one, the new one or none under that name, never a part.
     """
     flush_folder(beside)
-    old = _hide(final) if final.exists() else None
+    if final.exists():
+        _hide(final)
     beside.rename(final)
     sync_entries(final.parent)
-    if old is not None:
-        shutil.rmtree(old)
+    _delete_hidden(final)
 
 
 def discard_folder(folder: Path) -> None:
     """Delete a folder; killed in between, it leaves nothing of it under its name."""
-    shutil.rmtree(_hide(folder))
+    _hide(folder)
+    _delete_hidden(folder)
 
 
-def _hide(folder: Path) -> Path:
-    hidden = folder.with_name(f".{folder.name}.old")
-    if hidden.exists():  # left by a process that was killed
-        shutil.rmtree(hidden)
-    return folder.rename(hidden)
+def _hide(folder: Path) -> None:
+    _delete_hidden(folder)
+    folder.rename(_hidden(folder))
+
+
+def _delete_hidden(folder: Path) -> None:
+    """Delete what was hidden of a folder, perhaps by a process that was killed."""
+    if _hidden(folder).exists():
+        shutil.rmtree(_hidden(folder))
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")

@@ -63,7 +63,13 @@ def test_more_steps_under_a_constant_schedule_are_those_of_a_run_that_had_them_f
     assert_same_tensors(short / "adapter", whole / "adapter")
 
 
-@pytest.mark.parametrize("torn", [False, True], ids=["before it saves", "after, and its checkpoint is torn"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        pytest.param(False, id="before it saves", marks=pytest.mark.slow),
+        pytest.param(True, id="after, and its checkpoint is torn"),
+    ],
+)
 def test_an_extension_that_is_cut_goes_on_from_the_end_of_the_shorter_run(train, chats, monkeypatch, torn):
     from gemma_ft.training.trainer import RunTrainer
 

@@ -244,10 +244,12 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new_one_or_none
     assert {path.read_text() for path in final.iterdir()} == {"new"}
 
 
-def test_a_replaced_folder_is_gone_also_where_an_earlier_kill_left_one(tmp_path):
+@pytest.mark.parametrize("replaces", [True, False])
+def test_what_an_earlier_kill_left_of_a_replaced_folder_goes_too(tmp_path, replaces):
     for name, text in (("beside", "new"), ("final", "old"), (".final.old", "older")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a").write_text(text)
+        if name != "final" or replaces:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a").write_text(text)
     weights.publish_folder(tmp_path / "beside", tmp_path / "final")
     assert [path.name for path in tmp_path.iterdir()] == ["final"]
     assert (tmp_path / "final" / "a").read_text() == "new"
