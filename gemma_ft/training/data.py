@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gemma_ft")
 
 _ROWS = {"data_sha256": "rows", "template_sha256": "chat template", "tokenizer_sha256": "tokenizer"}
-_MODEL = {
+_START = {
     "revision": "commit",
     "config_sha256": "config.json",
     "fingerprint": "weights",
@@ -56,11 +56,12 @@ def prepare_rows(
     if goes_on:
         _check_same_data(run, data.facts)
     if layout.writes or goes_on:
-        facts = {**data.facts, "model": describe_start(config, checkpoint)}
+        start = describe_start(config, checkpoint)
     if goes_on:
-        _check_same_start(run, facts["model"])
+        _check_same_start(run, checkpoint, start)
     if layout.writes:
-        write_json(run.data, facts)
+        base = {"path": checkpoint.path, "revision": checkpoint.revision, "family": checkpoint.family.name}
+        write_json(run.data, {**data.facts, "model": base, "start": start})
         data.write_dropped(run.dropped)
         record_rows(run, data)
     for line in data_lines(config.dataset, data.facts):
@@ -80,9 +81,6 @@ def describe_start(config: RunConfig, checkpoint: "Checkpoint") -> dict[str, Any
     adapter = config.adapter.path
     settings = json.dumps(checkpoint.config, sort_keys=True)
     return {
-        "path": checkpoint.path,
-        "revision": checkpoint.revision,
-        "family": checkpoint.family.name,
         "config_sha256": hashlib.sha256(settings.encode()).hexdigest(),
         "fingerprint": base_fingerprint(fetch_weights(checkpoint)),
         "adapter": None if adapter is None else trained_files(Path(adapter).expanduser()),
@@ -102,17 +100,22 @@ def _check_same_data(run: RunFolder, facts: Mapping[str, Any]) -> None:
         )
 
 
-def _check_same_start(run: RunFolder, model: Mapping[str, Any]) -> None:
+def _check_same_start(run: RunFolder, checkpoint: "Checkpoint", start: Mapping[str, Any]) -> None:
     """Refuse to go on with another base: what was learned on one means nothing on the other."""
-    before = _read_facts(run).get("model")
-    if not isinstance(before, dict):
-        before = {}
-    changed = [name for key, name in _MODEL.items() if before.get(key) != model[key]]
+    facts = _read_facts(run)
+    before = {"revision": _part(facts, "model").get("revision", "not said"), **_part(facts, "start")}
+    now = {"revision": checkpoint.revision, **start}
+    changed = [name for key, name in _START.items() if before.get(key) != now[key]]
     if changed:
         raise RunError(
             f"output_dir={run.path} holds a run whose base changed since it began: {', '.join(changed)} "
-            f"of model.path={model['path']}. Restore it, or start anew with --overwrite."
+            f"of model.path={checkpoint.path}. Restore it, or start anew with --overwrite."
         )
+
+
+def _part(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+    part = facts.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _read_facts(run: RunFolder) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def record_trained(
     from gemma_ft.modeling.precision import TORCH_NAMES
 
     fingerprint = base_fingerprint(fetch_weights(checkpoint))
-    began_with = read_json(run.data).get("model")
+    began_with = read_json(run.data).get("start")
     if not isinstance(began_with, dict) or began_with.get("fingerprint") != fingerprint:
         raise RunError(
             f"model.path={checkpoint.path} holds other weights than {run.path} began training with. "

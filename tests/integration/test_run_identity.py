@@ -88,15 +88,24 @@ def test_a_run_does_not_go_on_with_another_template_or_tokenizer(cut, base):
     assert "holds a run whose tokenizer changed since it began" in go_on()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 7}', '{"model": {"fingerprint": []}}', None])
-def test_a_data_json_that_says_nothing_ends_in_one_line(cut, train, base, capsys, content):
+ODD = [None, "", "[]", {}, {"data_sha256": [1]}, {"model": 7}, {"start": 7}, {"start": {"fingerprint": []}}]
+
+
+def test_a_data_json_that_says_nothing_ends_in_one_line(cut, train, base, capsys):
     run, _ = cut
-    (run / "data.json").unlink() if content is None else (run / "data.json").write_text(content)
-    capsys.readouterr()
-    train(*WORDS, "name=cut", f"model.path={base}", code=2)
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "start anew with --overwrite" in errors[0]
+    facts = json.loads((run / "data.json").read_text())
+    for content in ODD:
+        if content is None:
+            (run / "data.json").unlink()
+        elif isinstance(content, str):
+            (run / "data.json").write_text(content)
+        else:
+            (run / "data.json").write_text(json.dumps(facts | content if content else content))
+        capsys.readouterr()
+        train(*WORDS, "name=cut", f"model.path={base}", code=2)
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, content
+        assert "start anew with --overwrite" in errors[0]
 
 
 def test_a_base_that_changes_while_it_is_trained_on_ends_the_run(train, chats, base, capsys, monkeypatch):
