@@ -9,9 +9,10 @@ from typing import Any
 
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import RunConfig, TrackingMethod
+from gemma_ft.errors import GemmaFTError, RunError
 from gemma_ft.runs import RunFolder
 from gemma_ft.secrets import redact
-from gemma_ft.training.trackers.tracker import Tracker
+from gemma_ft.training.trackers.tracker import Tracker, one_line
 
 logger = logging.getLogger("gemma_ft")
 
@@ -21,7 +22,20 @@ def open_tracking(config: RunConfig, run: RunFolder) -> Tracker:
 
     Raises:
         ConfigError: The tracker's server refuses the user's key or project.
+        RunError: It does not start on this machine.
     """
+    try:
+        return _open(config, run)
+    except GemmaFTError:
+        raise
+    except Exception as error:
+        raise RunError(
+            f"tracking={config.tracking.method} does not start: {one_line(error)}. "
+            "Mend that, or use tracking=none."
+        ) from error
+
+
+def _open(config: RunConfig, run: RunFolder) -> Tracker:
     project, folder = config.tracking.project, run.path.resolve()
     match config.tracking.method:
         case TrackingMethod.wandb:
@@ -52,7 +66,7 @@ def tracked(config: RunConfig, run: RunFolder, *, writes: bool) -> Iterator[Trac
         writes: Whether this process is the one that writes; the others keep nothing.
 
     Raises:
-        ConfigError: The tracker's server refuses the user's key or project.
+        GemmaFTError: The tracker cannot be used.
     """
     tracker = open_tracking(config, run) if writes else Tracker()
     try:

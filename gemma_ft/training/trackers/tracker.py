@@ -30,7 +30,7 @@ class Tracker:
             logger.warning(
                 "tracking=%s stops: %s. The run goes on; metrics.jsonl has every number.",
                 self.name,
-                _worded(error),
+                one_line(error),
             )
 
     def close(self, *, exit_code: int) -> None:
@@ -52,7 +52,7 @@ class Tracker:
             self.finish(exit_code)
         except Exception as error:
             if self._open:  # else its end has been told
-                logger.warning("tracking=%s did not close: %s.", self.name, _worded(error))
+                logger.warning("tracking=%s did not close: %s.", self.name, one_line(error))
 
     def send(self, step: int, metrics: dict[str, float]) -> None:
         """Pass on the metrics of a step."""
@@ -70,5 +70,6 @@ def named(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _worded(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Word a library's error as a part of a sentence."""
     return " ".join(f"{type(error).__name__} {error}".split())[:200].rstrip(".")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gemma_ft.errors import ConfigError, GemmaFTError, RunError
+from gemma_ft.errors import ConfigError
 from gemma_ft.training.trackers.tracker import Tracker
 
 logger = logging.getLogger("gemma_ft")
@@ -71,7 +71,6 @@ def open_wandb(shown: Path, project: str, name: str, settings: dict[str, Any]) -
 
     Raises:
         ConfigError: The server refuses the key or the project.
-        RunError: wandb does not start on this machine.
     """
     import wandb
 
@@ -86,12 +85,9 @@ def open_wandb(shown: Path, project: str, name: str, settings: dict[str, Any]) -
     wandb.teardown()  # what an earlier run of this process has set up holds for good otherwise
     try:
         return _open(shown, folder, _settings(folder, project, name), settings)
-    except GemmaFTError:
+    except Exception:
         wandb.teardown()
         raise
-    except Exception as error:
-        words = " ".join(f"{type(error).__name__} {error}".split()).rstrip(".")
-        raise RunError(f"tracking=wandb does not start: {words}. Mend that, or use tracking=none.") from error
 
 
 def _open(shown: Path, folder: Path, fixed: dict[str, Any], settings: dict[str, Any]) -> Tracker:
