@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from gemma_ft.config.model_files import find_model_problems, look_at_model
@@ -10,6 +11,7 @@ from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod,
 from gemma_ft.config.secret_values import find_secret_problems
 from gemma_ft.errors import ConfigError
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAY_BE_EMPTY = ("trainer.sample_prompt", "dataset.path")
 
 
@@ -38,7 +40,9 @@ def find_problems(config: RunConfig) -> list[str]:
         for problem in find_secret_problems(config)
         if not any(said.startswith(problem.split()[0]) for said in found)
     ]
-    found += find_model_problems(config.model) + find_optimizer_problems(config.trainer)
+    found += (
+        find_model_problems(config.model) + _pickle_problems(config) + find_optimizer_problems(config.trainer)
+    )
     return found + _length_problems(config) + _precision_problems(config) + _evaluation_problems(config)
 
 
@@ -56,6 +60,32 @@ def _values(section: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _values(value, f"{prefix}{item.name}.")
         else:
             yield prefix + item.name, value
+
+
+def _pickle_problems(config: RunConfig) -> list[str]:
+    """Refuse folders whose only weights are pickles, which can run code when they are loaded."""
+    found = []
+    model = Path(config.model.path).expanduser()
+    if model.is_dir() and not any(model.glob("*.safetensors")) and any(_pickles(model)):
+        found.append(
+            f"model.path={config.model.path} has pickled weights only, which can run code. Where you trust "
+            "their makers, load them with AutoModelForCausalLM and give the folder of its save_pretrained."
+        )
+    adapter = Path(config.adapter.path or "").expanduser()
+    if (adapter / "adapter_config.json").is_file() and not (adapter / "adapter_model.safetensors").is_file():
+        why = (
+            "pickled weights, which can run code"
+            if any(_pickles(adapter))
+            else "no adapter_model.safetensors"
+        )
+        found.append(
+            f"adapter.path={config.adapter.path} has {why}. Give a folder that PEFT's save_pretrained wrote."
+        )
+    return found
+
+
+def _pickles(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix in _PICKLES)
 
 
 def _length_problems(config: RunConfig) -> list[str]:

@@ -52,6 +52,8 @@ def _meant(path: str) -> str:
 
     if path in load_options()["model"]:
         return f"Type model={path}."
+    if Path(path).expanduser().is_file():
+        return "It is a file: give the folder of a whole checkpoint, with config.json and safetensors."
     if path.startswith("bundled:"):
         return f"The only bundled model is model.path={BUNDLED_TINY}."
     if family_of_hub_id(f"google/{path}"):

@@ -43,7 +43,8 @@ def _check_targets(model: "PreTrainedModel", adapter: AdapterConfig) -> None:
     names = [f".{name}" for name, _ in model.named_modules()]
     problems = [
         f"adapter.targets=[{target}] matches no layer of this model, which has "
-        f"{model.config.num_hidden_layers} blocks, counted from 0. Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
+        f"{model.config.num_hidden_layers} blocks, counted from 0. "
+        f"Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
         for target in _target_layers(adapter)
         if not any(name.endswith(f".{target}") for name in names)
     ]
@@ -65,7 +66,8 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftMod
         if adapter.path is None:
             peft_model: PeftModel = get_peft_model(model, build_lora(adapter))
         else:
-            peft_model = PeftModel.from_pretrained(model, adapter.path, is_trainable=True)
+            folder = Path(adapter.path).expanduser()
+            peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(_explain(adapter, error)) from error
     if adapter.path is not None:
@@ -94,7 +96,7 @@ def _explain(adapter: AdapterConfig, error: Exception) -> str:
             f"adapter.targets=[{','.join(adapter.targets)}] matches no layer ({reason}). "
             f"Choose among {', '.join(LINEAR_LAYERS)}, or use adapter.targets=[all-linear]."
         )
-    made_for = json.loads((Path(adapter.path) / "adapter_config.json").read_text()).get(
+    made_for = json.loads((Path(adapter.path).expanduser() / "adapter_config.json").read_text()).get(
         "base_model_name_or_path"
     )
     return f"adapter.path={adapter.path} does not fit this model; it was trained on {made_for} ({reason})."

@@ -96,8 +96,8 @@ def fetch_weights(checkpoint: Checkpoint) -> Path:
         )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"model.path={checkpoint.path} has no safetensors, and other formats are not read. "
-            "Convert it first."
+            f"model.path={checkpoint.path} has no safetensors, and pickles can run code. Where you trust "
+            "their makers, load them with AutoModelForCausalLM and give the folder of its save_pretrained."
         )
     return folder
 
@@ -108,7 +108,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
 
     try:
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-            checkpoint.folder, local_files_only=True
+            checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

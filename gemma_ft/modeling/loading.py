@@ -59,6 +59,7 @@ def load_model(
         device_map={"": _device_index(precision)},
         use_safetensors=True,
         local_files_only=True,
+        trust_remote_code=False,  # left out, transformers would ask on the terminal
         **extra,
     )
     keep_4bit_weights_as_they_are(model)

@@ -68,12 +68,12 @@ def _explain_not_finite(error: NotFiniteError, config: RunConfig, run: RunFolder
     if dtype == Dtype.fp16:
         helps.append(f"model.dtype={_wider_dtype()}, since fp16 overflows early")
     if not untrained:
-        helps.append(f"a lower trainer.learning_rate={config.trainer.learning_rate:g}")
+        helps.append(f"trainer.learning_rate below {config.trainer.learning_rate:g}")
     if untrained and dtype != Dtype.fp16:
         helps.append("to mend or leave out what is in it, since no step has been taken yet")
     line = f"{error}. What usually helps: {'; or '.join(helps)}."
     if steps := run.steps():
-        line += f" Add name={config.name}-2 to it: the checkpoints up to step {steps[-1]} stay."
+        line += f" That makes another run: add name={config.name}-2; checkpoints up to step {steps[-1]} stay."
     return TrainingError(line)
 
 

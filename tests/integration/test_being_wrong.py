@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from program import losses, status, tensors
@@ -78,7 +80,7 @@ def test_a_loss_that_is_no_number_stops_with_its_step_and_its_rows(train, chats,
     assert "18" in rows or " more" in named
     if not more:
         assert rows == ["18"]
-    assert ("lower trainer.learning_rate=0.001" in line) == (step > 1)
+    assert ("trainer.learning_rate below 0.001" in line) == (step > 1)
     spoil("nothing")
     again = train(*words_for(chats, "spoilt", *more))
     assert status(again)["state"] == "finished"
@@ -95,6 +97,42 @@ def test_gradients_that_are_no_numbers_stop_without_a_bad_loss(train, chats, spo
     again = capsys.readouterr().err
     assert line in again
     assert "going on from" in again or "checkpoints" not in line
+
+
+SPOILT = """
+import sys
+from trl import SFTTrainer
+from gemma_ft.cli import main
+
+compute = SFTTrainer.compute_loss
+
+def compute_loss(self, model, inputs, *args, **kwargs):
+    loss = compute(self, model, inputs, *args, **kwargs)
+    said = self.processing_class.decode(inputs["input_ids"].flatten())
+    return loss * float("nan") if "What is 17 plus" in said and model.training else loss
+
+SFTTrainer.compute_loss = compute_loss
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_all_processes_stop_at_the_row_of_one(chats, tiny, tmp_path):
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "spoilt.py", *words_for(chats, "two")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = status(tmp_path / "outputs" / "two")
+    assert said["state"] == "failed"
+    assert re.search(
+        r"the loss is nan at step \d+, in the batch of \S*chats\.jsonl:18\. What", said["reason"]
+    )
 
 
 @pytest.fixture
@@ -133,7 +171,7 @@ def test_a_rate_that_blows_weights_up_leaves_whole_checkpoints_only(train, chats
     words = words_for(chats, "fast", "trainer.learning_rate=1e37", "trainer.warmup_steps=2", *more)
     line, step = stopped(train(*words, code=1), capsys)
     assert step > 1
-    assert "lower trainer.learning_rate=1e+37" in line
+    assert "trainer.learning_rate below 1e+37" in line
 
 
 def test_a_spike_is_said_and_kept_with_its_step(train, chats, spoil, capsys):
@@ -164,3 +202,36 @@ def test_memory_that_runs_out_is_told_with_what_saves_most(train, chats, spoil, 
     assert "trainer.micro_batch_size=1" in line
     assert "Traceback" not in printed
     assert (status(run)["state"], status(run)["reason"]) == ("failed", f"RuntimeError: {line}")
+
+
+CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Planted: pass\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "entry", "name"),
+    [
+        ("config.json", {"AutoConfig": "planted.Planted", "AutoModelForCausalLM": "planted.Planted"}, {}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["planted.Planted", "planted.Planted"]}, {}),
+        (
+            "tokenizer_config.json",
+            {"AutoTokenizer": ["planted.Planted", None]},
+            {"tokenizer_class": "Planted"},
+        ),
+    ],
+)
+def test_code_that_comes_with_a_base_is_never_run_nor_asked_about(
+    train, chats, tiny, tmp_path, capsys, monkeypatch, file, entry, name
+):
+    folder, marker = shutil.copytree(tiny, tmp_path / "base"), tmp_path / "ran"
+    (folder / "planted.py").write_text(CODE.format(marker=str(marker)))
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {"auto_map": entry} | name))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    monkeypatch.setenv("HF_HUB_TRUST_REMOTE_CODE", "1")
+    words = words_for(chats, "planted", f"model.path={folder}", "trainer.max_steps=1")
+    from gemma_ft.cli import main
+
+    code = main(words)
+    assert "Traceback" not in capsys.readouterr().err
+    assert code in (0, 2)
+    assert not marker.exists()

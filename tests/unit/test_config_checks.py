@@ -255,10 +255,47 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path, monkeypatch):
 
 def test_an_adapter_to_go_on_from_needs_adapters(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()
 
     assert compose("recipe=quickstart", f"adapter.path={tmp_path}").adapter.path == str(tmp_path)
     with pytest.raises(ConfigError, match=r"adapter\.path=.* needs adapters, but adapter=none"):
         compose("recipe=quickstart", "adapter=none", "quantization=none", f"adapter.path={tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickled_weights_of_a_base_are_refused(config, tmp_path, name):
+    folder = write_checkpoint(tmp_path / "m", model_type="gemma")
+    config.model.path = str(folder)
+    check_config(config)  # without any weights it is a folder for inspecting data
+    (folder / name).touch()
+
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.path=.* has pickled weights only, which can run code\. .* its save_pretrained\.",
+    ):
+        check_config(config)
+    (folder / "model.safetensors").touch()
+    check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("adapter_model.bin", "pickled weights"), ("x", r"no adapter_model\.safetensors")]
+)
+def test_an_adapter_without_safetensors_is_refused(config, tmp_path, name, why):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / name).touch()
+    config.adapter.path = str(tmp_path)
+
+    with pytest.raises(ConfigError, match=rf"adapter\.path=.* has {why}.* PEFT's save_pretrained wrote\."):
+        check_config(config)
+
+
+def test_a_file_is_no_checkpoint(config, tmp_path):
+    (tmp_path / "model.pt").touch()
+    config.model.path = str(tmp_path / "model.pt")
+
+    with pytest.raises(ConfigError, match=r"no hub id\. It is a file: give the folder of a whole checkpoint"):
+        check_config(config)
 
 
 def test_every_key_is_documented():

@@ -183,14 +183,14 @@ def not_finite(**named):
 
 def test_what_helps_against_a_loss_that_is_no_number_follows_the_run(config, run):
     start = "the loss is nan at step 7, in the batch of a.jsonl:3. What usually helps: "
-    assert explain(not_finite(), config, run) == start + "a lower trainer.learning_rate=0.0002."
+    assert explain(not_finite(), config, run) == start + "trainer.learning_rate below 0.0002."
     run.environment.write_text(json.dumps({"dtype": "fp16"}))
     assert explain(not_finite(), config, run) == (
-        start + "model.dtype=bf16, since fp16 overflows early; or a lower trainer.learning_rate=0.0002."
+        start + "model.dtype=bf16, since fp16 overflows early; or trainer.learning_rate below 0.0002."
     )
     run.step_folder(6).mkdir(parents=True)
     assert explain(not_finite(), config, run).endswith(
-        "Add name=mine-2 to it: the checkpoints up to step 6 stay."
+        "That makes another run: add name=mine-2; checkpoints up to step 6 stay."
     )
 
 
