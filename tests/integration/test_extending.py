@@ -53,11 +53,22 @@ def test_an_extended_run_takes_its_further_steps_at_the_rates_of_the_stretched_s
     assert status(short)["state"] == "finished"
 
 
-def test_more_steps_under_a_constant_schedule_are_those_of_a_run_that_had_them_from_the_start(train, chats):
-    more = ["trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0", "trainer.eval_steps=4"]
-    whole = train(*words_for(chats, "whole", "trainer.max_steps=8", *more))
-    short = train(*words_for(chats, "short", "trainer.max_steps=4", *more))
-    train(*words_for(chats, "short", "trainer.max_steps=8", *more))
+@pytest.mark.parametrize(
+    ("shorter", "longer"),
+    [
+        ("trainer.max_steps=4", "trainer.max_steps=8"),
+        pytest.param("trainer.num_train_epochs=1", "trainer.num_train_epochs=2", marks=pytest.mark.slow),
+        pytest.param("trainer.num_train_epochs=0.5", "trainer.num_train_epochs=1.5", marks=pytest.mark.slow),
+    ],
+)
+def test_more_steps_under_a_constant_schedule_are_those_of_a_run_that_had_them_from_the_start(
+    train, chats, shorter, longer
+):
+    more = ["trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0", "trainer.global_batch_size=10"]
+    whole = train(*words_for(chats, "whole", *more, longer))
+    short = train(*words_for(chats, "short", *more, shorter))
+    assert len(losses(short)) < len(losses(whole))
+    train(*words_for(chats, "short", *more, longer))
     assert losses(short) == losses(whole)
     assert losses(short, "eval_loss") == losses(whole, "eval_loss")
     assert_same_tensors(short / "adapter", whole / "adapter")
