@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     import torch
     from trl import SFTConfig
 
-_STEPS = 1000
-"""Length of the schedule that is tried out."""
+_STEPS = 1_000_000
+"""Length of the schedule that is tried out: no setting is too long for it."""
 
 
 def check_optimization(arguments: "SFTConfig") -> None:
@@ -41,7 +41,7 @@ def check_optimization(arguments: "SFTConfig") -> None:
         built = get_scheduler(
             schedule,
             optimizer,
-            num_warmup_steps=arguments.get_warmup_steps(_STEPS),
+            num_warmup_steps=0,  # a warm-up reads none of the settings
             num_training_steps=_STEPS,
             scheduler_specific_kwargs=given,
         )
@@ -60,7 +60,8 @@ def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":
     import torch
     from transformers import Trainer
 
-    stand_in = torch.nn.Linear(4, 4)
+    with torch.random.fork_rng(devices=[]):
+        stand_in = torch.nn.Linear(4, 4)
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, stand_in)
         optimizer: torch.optim.Optimizer = kind(
