@@ -10,6 +10,7 @@ from gemma_ft.config.optimizers import find_optimizer_problems
 from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod, RunConfig
 from gemma_ft.config.secret_values import find_secret_problems
 from gemma_ft.errors import ConfigError
+from gemma_ft.secrets import redact
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAY_BE_EMPTY = ("trainer.sample_prompt", "dataset.path")
@@ -23,7 +24,7 @@ def check_config(config: RunConfig) -> None:
     """
     problems = find_problems(config)
     if problems:
-        raise ConfigError(*problems)
+        raise ConfigError(*map(redact, problems))
 
 
 def find_problems(config: RunConfig) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gemma_ft.config.compose import load_config
 from gemma_ft.config.export import FORMATS, ExportBase, ExportConfig, ExportMethod
 from gemma_ft.config.schema import QuantizationMethod, RunConfig
+from gemma_ft.config.secret_values import find_secret_problems
 from gemma_ft.errors import ConfigError, RunError
 from gemma_ft.families import Family
 from gemma_ft.runs import RunFolder, Stage, State, Status, open_run
@@ -41,6 +42,8 @@ def export(run: RunFolder | str | os.PathLike[str], *overrides: str) -> Path:
     if not chosen and load_config(folder.config).export.method is ExportMethod.none:
         overrides = ("export=merged", *overrides)
     config = load_config(folder.config, *overrides)
+    if problems := find_secret_problems(config):
+        raise ConfigError(*problems)
     folder.lock()
     try:
         status = folder.read_status()  # before hours of work: it may not be readable

@@ -8,6 +8,7 @@ from gemma_ft import stopping
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import Interrupted
 from gemma_ft.runs import RunFolder, State
+from gemma_ft.secrets import redact
 from gemma_ft.training.failures import explain_failure
 from gemma_ft.training.layout import Layout
 
@@ -18,7 +19,8 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
 
     def interrupted(stop: BaseException) -> None:
         reason = stop.reason if isinstance(stop, Interrupted) else "interrupted from the keyboard"
-        _record(run, layout, State.interrupted, reason)
+        with suppress(OSError):
+            _record(run, layout, State.interrupted, reason)
 
     try:
         with stopping.stopped_at_once(interrupted):
@@ -31,7 +33,7 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
             shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
         explained = explain_failure(error, config, run)
         with suppress(OSError):
-            _record(run, layout, State.failed, f"{type(error).__name__}: {explained or error}")
+            _record(run, layout, State.failed, str(explained or f"{type(error).__name__}: {error}"))
         if explained is not None:
             raise explained from error
         raise
@@ -42,4 +44,4 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
     status = run.read_status() if layout.writes and run.locked else None
     if status is not None:
-        run.write_status(state, status.stage, reason)
+        run.write_status(state, status.stage, redact(reason))

@@ -14,6 +14,7 @@ from gemma_ft.config.export import ExportMethod
 from gemma_ft.config.schema import AdapterMethod, RunConfig
 from gemma_ft.errors import ConfigError
 from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.secrets import kept_out_of_logs
 from gemma_ft.training.begin import begin_run, claim_folder
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
@@ -51,7 +52,8 @@ def train(config: RunConfig, *, overwrite: bool = False, extend: bool = False) -
     if beginning.stage is Stage.finished:
         logger.info("%s is finished. Train anew with --overwrite, or keep both with name=...", run.path)
         return run
-    with stopping.listen(), stopping.within(_seconds(config), _TIME_UP), recorded(run, config, layout):
+    limit = stopping.within(_seconds(config), _TIME_UP)
+    with stopping.listen(), limit, kept_out_of_logs(), recorded(run, config, layout):
         claim = partial(claim_folder, run, config, layout, beginning, overwrite=overwrite, extend=extend)
         if beginning.stage is Stage.data:
             _fit(config, run, layout, claim, overwrite=overwrite, extends=beginning.extends)
