@@ -2,15 +2,15 @@
 
 import errno
 import json
+import math
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 from gemma_ft.cache import cache_folder
 from gemma_ft.config.schema import Dtype, RunConfig
 from gemma_ft.errors import GemmaFTError, TrainingError
-from gemma_ft.runs import RunFolder
+from gemma_ft.runs import RunFolder, Stage
 from gemma_ft.training.memory import explain_out_of_memory
 
 _ROWS_NAMED = 5
@@ -101,16 +101,29 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _full_place(error: BaseException, run: RunFolder) -> str:
-    """Name what did not fit: the file of the error, or the one place whose disk has nothing left."""
+    """Name what did not fit: the file of the error, or else the place whose disk has nothing left.
+
+    Before training most is written to the cache, and what was half-written there is gone already: of several
+    disks it is the fullest then.
+    """
     if isinstance(error, OSError) and isinstance(error.filename, str):
         return error.filename
-    places = {
-        str(run.path): run.path,
-        "TMPDIR": Path(tempfile.gettempdir()),
-        "XDG_CACHE_HOME": cache_folder(),
+    cache, temporary = cache_folder(), Path(tempfile.gettempdir())
+    said = {
+        run.path: str(run.path),
+        cache: f"{cache} (XDG_CACHE_HOME names another)",
+        temporary: f"{temporary} (TMPDIR names another)",
     }
-    for name, place in places.items():
-        with suppress(OSError):
-            if shutil.disk_usage(place).free < _NOTHING_LEFT:
-                return str(place) if name == str(place) else f"{place} ({name} names another)"
-    return str(run.path)
+    free = {place: _free_bytes(place) for place in said}
+    fullest = min(free, key=free.__getitem__)
+    status = run.read_status()
+    early = status is None or status.stage is Stage.data
+    return said[fullest if early or free[fullest] < _NOTHING_LEFT else run.path]
+
+
+def _free_bytes(place: Path) -> float:
+    existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError:
+        return math.inf

@@ -224,11 +224,16 @@ def test_a_full_disk_is_told_with_what_stays(config, run, error):
 def test_the_place_that_is_full_is_named(config, run, monkeypatch, tmp_path):
     error = OSError(errno.ENOSPC, "No space left on device", "/var/cache/rows.arrow")
     assert explain(error, config, run).startswith("/var/cache/rows.arrow does not fit on its disk.")
+    cache = tmp_path / "gemma_ft"
+    cache.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    free = {str(cache): 0}
     monkeypatch.setattr(
-        "shutil.disk_usage", lambda path: SimpleNamespace(free=0 if "gemma_ft" in str(path) else 1 << 40)
+        "shutil.disk_usage", lambda place: SimpleNamespace(free=free.get(str(place), 1 << 40))
     )
-    line = explain(FULL[0], config, run)
-    assert line.startswith(
-        f"{tmp_path / 'gemma_ft'} (XDG_CACHE_HOME names another) does not fit on its disk."
-    )
+    named = f"{cache} (XDG_CACHE_HOME names another) does not fit on its disk."
+    assert explain(FULL[0], config, run).startswith(named)
+    free[str(cache)] = 1 << 30  # what was half-written there is gone again
+    assert explain(FULL[0], config, run).startswith(f"{run.path} does not fit on its disk.")
+    run.write_status(State.running, Stage.data)
+    assert explain(FULL[0], config, run).startswith(named)
