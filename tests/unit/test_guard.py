@@ -63,6 +63,14 @@ class Scaler:
         return self.scale
 
 
+def test_the_rows_of_earlier_steps_are_not_named(guard):
+    guard.saw(padded(TOKENS[0]), torch.tensor(1.0))
+    guard.check(torch.tensor(0.5), weights(), 1, None)
+    guard.saw(padded(TOKENS[2]), torch.tensor(1.0))
+    with pytest.raises(NotFiniteError, match=r"in the batch of my\.jsonl:3$"):
+        guard.check(torch.tensor(NAN), weights(), 2, None)
+
+
 def test_finite_steps_pass_and_are_forgotten(guard):
     for step in (1, 2):
         guard.saw(padded(TOKENS[0]), torch.tensor(1.0))
