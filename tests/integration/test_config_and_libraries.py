@@ -1,7 +1,5 @@
 """What the configuration knows of the libraries, held against the libraries."""
 
-import dataclasses
-
 from gemma_ft.config.library_names import optimizer_names, scheduler_names
 
 
@@ -11,12 +9,3 @@ def test_names_read_from_transformers_source_are_its_own():
 
     assert optimizer_names() == tuple(item.value for item in OptimizerNames)
     assert scheduler_names() == tuple(item.value for item in SchedulerType)
-
-
-def test_extra_refuses_only_arguments_that_exist():
-    from trl import SFTConfig
-
-    from gemma_ft.config.extra import _NAMED, _REFUSED
-
-    known = {item.name for item in dataclasses.fields(SFTConfig)}
-    assert sorted({*_NAMED, *_REFUSED} - known) == []
