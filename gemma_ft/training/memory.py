@@ -55,15 +55,19 @@ def _place(text: str) -> str:
 
 def _amounts(text: str) -> str:
     asked = _size(_ASKED.search(text))
-    said = f"{asked / _GIB:.2f} GiB asked for" if asked else "how much was asked for is not known"
+    said = f"{_say(asked)} asked for" if asked else "how much was asked for is not known"
     if found := _FREE.search(text):
         total, free = float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
-        return f"{said}, {free / _GIB:.2f} of {total / _GIB:.2f} GiB free"
+        return f"{said}, {_say(free)} of {_say(total)} free"
     free, total = _look(on_gpu=bool(_ON_GPU.search(text)))
     if not total:
         return said
     limited = ", which a limit of this process keeps from it" if asked and free > asked else ""
-    return f"{said}, {free / _GIB:.2f} of {total / _GIB:.2f} GiB free{limited}"
+    return f"{said}, {_say(free)} of {_say(total)} free{limited}"
+
+
+def _say(size: float) -> str:
+    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _size(found: re.Match[str] | None) -> float | None:

@@ -51,7 +51,7 @@ def explain(error, config, run):
 def test_a_full_gpu_is_told_with_its_numbers_and_what_saves_most(config, run):
     line = explain(torch.OutOfMemoryError(CUDA), config, run)
     assert line.startswith(
-        "GPU memory ran out in the stage training: 2.26 GiB asked for, 0.63 of 14.74 GiB free. "
+        "GPU memory ran out in the stage training: 2.26 GiB asked for, 0.63 GiB of 14.74 GiB free. "
         "What saves most here: "
     )
     for setting in ("trainer.micro_batch_size=1", "trainer.gradient_checkpointing=true", "quantization=nf4"):
@@ -89,16 +89,16 @@ def refused_by_numpy():
     [
         (
             refused_by_the_cpu,
-            r"memory ran out in the stage training: 1048576\.00 GiB asked for, [\d.]+ of [\d.]+ GiB free\.",
+            r"memory ran out in the stage training: 1048576\.00 GiB asked for, [\d.]+ GiB of [\d.]+ GiB free\.",
         ),
         (refused_by_numpy, r"memory ran out in the stage training: 1048576\.00 GiB asked for, "),
         (
             MemoryError,
-            r"memory ran out in the stage training: how much was asked for is not known, [\d.]+ of ",
+            r"memory ran out in the stage training: how much was asked for is not known, [\d.]+ [MG]iB of ",
         ),
         (
-            lambda: MemoryError("malloc of size 1073741824 failed"),
-            r"memory ran out in the stage training: 1\.00 GiB asked for, ",
+            lambda: MemoryError("malloc of size 20971520 failed"),
+            r"memory ran out in the stage training: 20\.0 MiB asked for, ",
         ),
         (
             lambda: RuntimeError(
