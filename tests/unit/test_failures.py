@@ -89,7 +89,7 @@ def refused_by_numpy():
     [
         (
             refused_by_the_cpu,
-            r"memory ran out in the stage training: 1048576\.00 GiB asked for, [\d.]+ GiB of [\d.]+ GiB free\.",
+            r"memory ran out in the stage training: 1048576\.00 GiB asked for, [\d.]+ GiB of [\d.]+ GiB free",
         ),
         (refused_by_numpy, r"memory ran out in the stage training: 1048576\.00 GiB asked for, "),
         (
