@@ -63,7 +63,6 @@ def build_arguments(
     precision: Precision,
     output_dir: Path,
     evaluates: bool,
-    resumes: bool,
 ) -> "SFTConfig":
     """Build TRL's arguments.
 
@@ -73,7 +72,6 @@ def build_arguments(
         precision: Device and number format.
         output_dir: Where checkpoints are written before they get their final name.
         evaluates: Whether there are held-out rows.
-        resumes: Whether the run goes on from a checkpoint.
 
     Raises:
         ConfigError: A value or an extra that TRL, the optimizer, the schedule or this machine does not take.
@@ -94,7 +92,7 @@ def build_arguments(
             **_ALWAYS,
             **_device(trainer, precision),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
-            **_evaluation(trainer, evaluates=evaluates, resumes=resumes),
+            **_evaluation(trainer, evaluates=evaluates),
             **trainer.extra,
         )
     except (TypeError, ValueError) as error:
@@ -119,8 +117,8 @@ def _device(trainer: TrainerConfig, precision: Precision) -> dict[str, Any]:
     }
 
 
-def _evaluation(trainer: TrainerConfig, *, evaluates: bool, resumes: bool) -> dict[str, Any]:
-    settings: dict[str, Any] = {"eval_on_start": evaluates and not resumes}
+def _evaluation(trainer: TrainerConfig, *, evaluates: bool) -> dict[str, Any]:
+    settings: dict[str, Any] = {"eval_on_start": evaluates}
     if evaluates and trainer.eval_steps is not None:
         settings |= {"eval_strategy": "steps", "eval_steps": trainer.eval_steps}
     if trainer.load_best_model_at_end or trainer.early_stopping_patience is not None:

@@ -46,7 +46,6 @@ def build_trainer(
         precision=precision,
         output_dir=run.checkpoints / ".writing",
         evaluates=evaluates,
-        resumes=False,  # the trainer knows, once it is told to go on
     )
     set_seed(config.seed)
     adapts = config.adapter.method is not AdapterMethod.none

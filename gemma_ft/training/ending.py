@@ -1,16 +1,19 @@
 """How a run ends when it does not finish: status.json says what happened, and nothing half-written stays."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from gemma_ft import stopping
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.errors import Interrupted
-from gemma_ft.runs import RunFolder, State
+from gemma_ft.errors import GemmaFTError, Interrupted
+from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.secrets import redact
 from gemma_ft.training.failures import explain_failure
 from gemma_ft.training.layout import Layout
+
+logger = logging.getLogger("gemma_ft")
 
 
 @contextmanager
@@ -32,6 +35,12 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
         if layout.writes and run.locked:  # what was being written fills the disk, perhaps
             shutil.rmtree(run.checkpoints / ".writing", ignore_errors=True)
         explained = explain_failure(error, config, run)
+        request = stopping.requested()
+        if request is not None and explained is None and not isinstance(error, GemmaFTError):
+            # a process that loads for this one, or trains with it, got the signal too and has gone
+            logger.warning("while stopping: %s: %s", type(error).__name__, error)
+            interrupted(request)
+            raise request from error
         with suppress(OSError):
             _record(run, layout, State.failed, str(explained or f"{type(error).__name__}: {error}"))
         if explained is not None:
@@ -43,5 +52,5 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
     status = run.read_status() if layout.writes and run.locked else None
-    if status is not None:
+    if status is not None and status.stage is not Stage.finished:  # what is done stays done
         run.write_status(state, status.stage, redact(reason))

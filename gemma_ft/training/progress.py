@@ -13,7 +13,6 @@ from gemma_ft.training.failures import NotFiniteError
 from gemma_ft.training.guard import all_finite
 from gemma_ft.training.spikes import find_spike
 from gemma_ft.training.trackers.tracker import Tracker
-from gemma_ft.training.trainer import last_logged
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self, args: "TrainingArguments", state: "TrainerState", control: "TrainerControl", **_: Any
     ) -> None:
         """Start the clock."""
-        self._since = (time.monotonic(), last_logged(state, "num_tokens"), state.global_step)
+        self._since = (time.monotonic(), state.num_input_tokens_seen, state.global_step)
 
     def on_log(
         self,

@@ -15,6 +15,7 @@ from gemma_ft.config.schema import AdapterMethod, RunConfig
 from gemma_ft.errors import ConfigError
 from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.secrets import kept_out_of_logs
+from gemma_ft.training.agreement import check_stop
 from gemma_ft.training.begin import begin_run, claim_folder
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
@@ -92,7 +93,8 @@ def _fit(
     precision = resolve_precision(config.model, checkpoint.family, read_device())
     if layout.writes:
         claim()
-        open_folder(config, run, layout, precision)
+        if not extends:
+            open_folder(config, run, layout, precision)
     with tracked(config, run, writes=layout.writes) as tracker:
         _learn(config, run, layout, checkpoint, precision, tracker, extends=extends)
 
@@ -114,6 +116,8 @@ def _learn(
     tokenizer = load_tokenizer(checkpoint)
     check_tokenizer(tokenizer, checkpoint.path, checkpoint.family)
     data = prepare_rows(config, run, layout, checkpoint, tokenizer)
+    if layout.writes and extends:  # only now: a finished run stays one where its extension is refused
+        open_folder(config, run, layout, precision)
     stopping.check()  # a library may have swallowed what was raised in it
     from gemma_ft.training.build import build_trainer  # here, since TRL takes seconds to import
 
@@ -123,7 +127,7 @@ def _learn(
     if data.held_out is not None and not _just_evaluated(trainer):
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
-    stopping.check()
+    check_stop()
     if layout.writes:
         _save(trainer, config, run, checkpoint)
         record_trained(run, config, checkpoint, precision)
@@ -150,7 +154,7 @@ def _train(
         _sample(trainer, config, run, layout, when="before")
         with stopping.deferred():
             trainer.train()
-    stopping.check()
+    check_stop()
 
 
 def _check_length(config: RunConfig, checkpoint: "Checkpoint") -> None:

@@ -1,11 +1,15 @@
 """TRL's trainer with the run folder's checkpoints, exact resume and trainable weights in fp32."""
 
 import logging
+import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerState
 
 from gemma_ft.errors import Interrupted
@@ -73,6 +77,14 @@ class RunTrainer(EvaluatingTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Leave the model card to the export."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Load batches as transformers does, in processes that Ctrl-C does not reach."""
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        if loader.num_workers:
+            reader = getattr(loader, "base_dataloader", loader)  # what accelerate wraps starts the processes
+            reader.worker_init_fn = partial(_begin_apart, reader.worker_init_fn)
+        return loader
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Learn from a micro-batch, and have the guard look at it."""
@@ -161,6 +173,8 @@ class RunTrainer(EvaluatingTrainer):
         raise stop
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        if self.args.should_save:
+            self.run.check_lock()
         super()._save_checkpoint(model, trial)
         step = self.state.global_step
         interval = Interval.gather(self)
@@ -198,15 +212,18 @@ class RunTrainer(EvaluatingTrainer):
             state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
+def _begin_apart(begin: Callable[[int], None] | None, worker: int) -> None:
+    """Begin a loading process in a group of its own: the one it loads for still has a step to end."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    if begin is not None:
+        begin(worker)
+
+
 def read_state(checkpoint: Path) -> TrainerState:
     """Read where a run was when it saved a checkpoint."""
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     return state
-
-
-def last_logged(state: TrainerState, key: str) -> int:
-    """Return the last logged value of a count, 0 if there is none."""
-    return int(next((log[key] for log in reversed(state.log_history) if key in log), 0))
 
 
 def _trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

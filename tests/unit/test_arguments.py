@@ -19,7 +19,7 @@ def build(tmp_path):
         precision = Precision(device=device, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=())
         layout = Layout(world_size=1, rank=0, accumulation=16)
         return build_arguments(
-            config, layout=layout, precision=precision, output_dir=tmp_path, evaluates=True, resumes=False
+            config, layout=layout, precision=precision, output_dir=tmp_path, evaluates=True
         )
 
     return run
