@@ -1,6 +1,7 @@
 """Packed sequences through the trainer's own collator and loss: the same numbers as row by row."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -18,6 +19,7 @@ from gemma_ft.errors import ConfigError, DataError
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
+from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.trainer import RunTrainer
 
@@ -85,10 +87,10 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
         precision=Precision(device=cpu, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=()),
         output_dir=folder,
         evaluates=False,
-        resumes=False,
     )
     return RunTrainer(
         run=RunFolder(folder),
+        guard=StepGuard(SimpleNamespace(rows=packed)),
         checkpoints_kept=None,
         model=model,
         args=arguments,
