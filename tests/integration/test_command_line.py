@@ -14,7 +14,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "bitsandbytes", "nu
 FAKE_TRAINING = """
 import sys, types
 room = types.ModuleType("gemma_ft.training.run")
-def train(config, *, overwrite=False):
+def train(config, *, overwrite=False, extend=False):
     from gemma_ft.runs import RunFolder
     print("trained", config.name)
     return RunFolder(config.output_dir)
@@ -108,7 +108,7 @@ def test_telemetry_is_off_unless_the_user_says_otherwise(tmp_path, monkeypatch):
     code = (
         FAKE_TRAINING
         + "import os\n"
-        + "room.train = lambda config, *, overwrite: print(os.environ['HF_HUB_DISABLE_TELEMETRY'])\n"
+        + "room.train = lambda config, **_: print(os.environ['HF_HUB_DISABLE_TELEMETRY'])\n"
         + "from gemma_ft.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     for name in ("CI", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
