@@ -16,6 +16,14 @@ from gemma_ft.training.memory import explain_out_of_memory
 _ROWS_NAMED = 5
 _FULL = ("PytorchStreamWriter", "unexpected pos", "No space left on device", "Disk quota exceeded")
 """What torch's writer says, and the system's own words where a library has kept them alone."""
+_GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "remote process exited",
+    "Broken pipe",
+    "Socket closed",
+)
+"""What gloo and NCCL say where a process they were to hear from is not there any more."""
 _NOTHING_LEFT = 1 << 20
 """Bytes; a disk with less is the one that was full."""
 
@@ -45,6 +53,11 @@ def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> 
         return _explain_not_finite(error, config, run)
     if (short := explain_out_of_memory(error, config, run)) is not None:
         return short
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _GONE):
+        return TrainingError(
+            "another process of this run has gone; what it said last tells why. "
+            "The same line goes on from the last checkpoint."
+        )
     if _disk_is_full(error):
         steps = run.steps()
         kept = f", from the checkpoint of step {steps[-1]}, which is whole" if steps else ""

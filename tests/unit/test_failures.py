@@ -237,3 +237,19 @@ def test_the_place_that_is_full_is_named(config, run, monkeypatch, tmp_path):
     assert explain(FULL[0], config, run).startswith(f"{run.path} does not fit on its disk.")
     run.write_status(State.running, Stage.data)
     assert explain(FULL[0], config, run).startswith(named)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:8104: Connection reset by peer.",
+        "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:29500",
+        "NCCL error in: ProcessGroupNCCL.cpp:3290, remote process exited or there was a network error",
+    ],
+    ids=["reset", "closed", "nccl"],
+)
+def test_a_process_that_has_gone_is_said_to_the_others(config, run, words):
+    assert explain(RuntimeError(words), config, run) == (
+        "another process of this run has gone; what it said last tells why. "
+        "The same line goes on from the last checkpoint."
+    )
