@@ -154,7 +154,7 @@ class ParallelConfig:
     """Layout over devices."""
 
     method: ParallelMethod = ParallelMethod.auto
-    """auto (ddp under a launcher, else single), single or ddp."""
+    """auto (ddp under a launcher, else single), single or ddp (starts one process a GPU by itself)."""
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""

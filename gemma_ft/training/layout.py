@@ -39,8 +39,8 @@ def resolve_layout(config: RunConfig) -> Layout:
         )
     if method is ParallelMethod.ddp and world_size == 1:
         raise ConfigError(
-            "parallel=ddp needs one process a GPU. Start it with: torchrun --standalone --nproc-per-node gpu "
-            "-m gemma_ft ..."
+            "parallel=ddp needs one process a GPU, which the command line starts where it sees two GPUs or "
+            "more. Use parallel=auto for one device."
         )
     for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get(variable, "false").lower() in ("true", "1"):
