@@ -125,7 +125,8 @@ def within(seconds: float | None, reason: str) -> Iterator[None]:
     if seconds is None:
         yield
         return
-    clock = threading.Timer(seconds, interrupt, args=(reason,))
+    longest = min(seconds, threading.TIMEOUT_MAX)  # beyond it a clock does not start
+    clock = threading.Timer(longest, interrupt, args=(reason,))
     clock.daemon = True
     clock.start()
     try:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from gemma_ft.config.sft_arguments import CHOICES, NAMED, NESTED, PASSED, REFUSED
+from gemma_ft.config.sft_arguments import ABOVE_ZERO, CHOICES, NAMED, NESTED, PASSED, REFUSED
 from gemma_ft.secrets import is_secret_name
 
 _SAID = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
@@ -46,7 +46,21 @@ def _nearest(name: str) -> str:
 
 
 def _value_problems(name: str, value: object) -> list[str]:
-    key, types = f"trainer.extra.{name}", PASSED[name]
+    key = f"trainer.extra.{name}"
+    if problems := _type_problems(key, value, PASSED[name]):
+        return problems
+    if name in CHOICES and value not in CHOICES[name]:
+        return [f"{say_entry(key, value)} cannot be resumed exactly. Use {' or '.join(CHOICES[name])}."]
+    if isinstance(value, Mapping) and name in NESTED:
+        known = NESTED[name]
+        problems = find_unknown_keys(key, value, tuple(known), reader="TRL")
+        for inner, types in known.items():
+            problems += _type_problems(f"{key}.{inner}", value[inner], types) if inner in value else []
+        return problems
+    return []
+
+
+def _type_problems(key: str, value: object, types: tuple[type, ...]) -> list[str]:
     fits = isinstance(value, types) or (float in types and isinstance(value, int))
     if not fits or (isinstance(value, bool) and bool not in types):
         how = (
@@ -55,10 +69,8 @@ def _value_problems(name: str, value: object) -> list[str]:
             else f"Give {' or '.join(map(_SAID.__getitem__, types))}"
         )
         return [f"{say_entry(key, value)} cannot be read. {how}."]
-    if name in CHOICES and value not in CHOICES[name]:
-        return [f"{say_entry(key, value)} cannot be resumed exactly. Use {' or '.join(CHOICES[name])}."]
-    if isinstance(value, Mapping) and name in NESTED:
-        return find_unknown_keys(key, value, NESTED[name], reader="TRL")
+    if key.rpartition(".")[2] in ABOVE_ZERO and isinstance(value, int) and value < 1:
+        return [f"{say_entry(key, value)} must be above 0. Give a positive number, or leave it out."]
     return []
 
 

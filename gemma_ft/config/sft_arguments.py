@@ -125,7 +125,7 @@ PASSED: dict[str, tuple[type, ...]] = {
     "lr_scheduler_kwargs": (dict,),
     "optim_args": (str,),
     "optim_target_modules": (str, list),
-    "pad_to_multiple_of": (int, str),
+    "pad_to_multiple_of": (int,),
     "tf32": (bool,),
     "torch_compile": (bool,),
     "torch_compile_backend": (str,),
@@ -136,11 +136,28 @@ PASSED: dict[str, tuple[type, ...]] = {
 }
 """Arguments that are passed on as they are, and the types of their values."""
 
-NESTED: dict[str, tuple[str, ...]] = {
-    "activation_checkpointing_kwargs": ("every_n_layers", "offload", "use_reentrant"),
-    "liger_kernel_config": ("cross_entropy", "geglu", "rms_norm", "rope"),
+NESTED: dict[str, dict[str, tuple[type, ...]]] = {
+    "activation_checkpointing_kwargs": {
+        "every_n_layers": (int,),
+        "offload": (bool,),
+        "use_reentrant": (bool,),
+    },
+    "liger_kernel_config": dict.fromkeys(("cross_entropy", "geglu", "rms_norm", "rope"), (bool,)),
 }
-"""Arguments that are keys and values themselves, and the keys; a schedule's own its library tells."""
+"""Arguments that are keys and values themselves, and the keys with their types; a schedule's own its library
+tells."""
+
+ABOVE_ZERO = frozenset(
+    (
+        "dataloader_prefetch_factor",
+        "ddp_bucket_cap_mb",
+        "ddp_timeout",
+        "every_n_layers",
+        "pad_to_multiple_of",
+        "torch_empty_cache_steps",
+    )
+)
+"""Numbers that 0 or less makes nonsense of; the libraries find out in the middle of a run, if at all."""
 
 CHOICES: dict[str, tuple[str, ...]] = {"train_sampling_strategy": ("random", "sequential")}
 """Values of an argument; by length, rows are drawn in an order that a resumed run does not find again."""

@@ -96,8 +96,9 @@ def build_arguments(
             **trainer.extra,
         )
     except (TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(
-            f"trainer.* cannot become TRL's arguments: {str(error).splitlines()[0]}. Look it up in SFTConfig."
+            f"trainer.* cannot become TRL's arguments: {reason}. Look it up in SFTConfig."
         ) from error
     if precision.dtype is Dtype.fp32:
         arguments.mixed_precision = "no"  # a launcher's ACCELERATE_MIXED_PRECISION would stand otherwise
@@ -147,6 +148,7 @@ def _check_here(arguments: "SFTConfig", config: RunConfig, precision: Precision)
         raise ConfigError(
             "trainer.extra.use_liger_kernel=true needs a package. Install it: pip install liger-kernel"
         )
+    _check_compilation(arguments)
     try:
         DataLoader(
             TensorDataset(torch.zeros(1)),
@@ -157,3 +159,29 @@ def _check_here(arguments: "SFTConfig", config: RunConfig, precision: Precision)
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer.extra.dataloader_* cannot work together: {error}") from error
+
+
+def _check_compilation(arguments: "SFTConfig") -> None:
+    """Refuse names that torch.compile would only meet at the first step."""
+    if not arguments.torch_compile:
+        return
+    import torch._dynamo
+    import torch._inductor
+    from accelerate.utils import DynamoBackend
+
+    backends = [
+        name
+        for name in torch._dynamo.list_backends(exclude_tags=())
+        if name.upper() in DynamoBackend.__members__
+    ]
+    backend, mode = arguments.torch_compile_backend, arguments.torch_compile_mode
+    known = {
+        "backend": (backend, backends),
+        "mode": (mode, list(torch._inductor.list_mode_options())),
+    }
+    for name, (value, choices) in known.items():
+        if value is not None and value not in choices:
+            raise ConfigError(
+                f"trainer.extra.torch_compile_{name}={value} is none that torch has here. "
+                f"Use one of {', '.join(choices)}."
+            )

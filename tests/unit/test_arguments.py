@@ -72,8 +72,16 @@ def build(tmp_path):
             r"activation_checkpointing_kwargs\.offload=true needs a GPU\. Take it out\.$",
         ),
         (
-            {"extra": {"torch_empty_cache_steps": 0}},
-            r"^trainer\.\* cannot become TRL's arguments: `torch_empty_cache_steps` must be",
+            {"extra": {"tf32": True}},
+            r"^trainer\.\* cannot become TRL's arguments: --tf32 requires .*[^.]\. Look it up",
+        ),
+        (
+            {"extra": {"torch_compile_backend": "inductr"}},
+            r"^trainer\.extra\.torch_compile_backend=inductr is none .* Use one of .*inductor",
+        ),
+        (
+            {"extra": {"torch_compile_mode": "fast"}},
+            r"^trainer\.extra\.torch_compile_mode=fast is none .* Use one of default, ",
         ),
     ],
 )

@@ -110,6 +110,17 @@ def test_arguments_of_an_optimizer_are_those_that_transformers_reads():
             {"activation_checkpointing_kwargs": {"zzz": 1}},
             r"It reads every_n_layers, offload, use_reentrant\.",
         ),
+        (
+            {"activation_checkpointing_kwargs": {"use_reentrant": "maybe"}},
+            r"\.use_reentrant=maybe cannot be read\. Give true or false\.",
+        ),
+        (
+            {"activation_checkpointing_kwargs": {"every_n_layers": 0}},
+            r"\.every_n_layers=0 must be above 0\. Give a positive number, or leave it out\.",
+        ),
+        ({"pad_to_multiple_of": 0}, r"pad_to_multiple_of=0 must be above 0\."),
+        ({"pad_to_multiple_of": "auto"}, r"pad_to_multiple_of=auto cannot be read\. Give a whole number\."),
+        ({"dataloader_prefetch_factor": -1}, r"dataloader_prefetch_factor=-1 must be above 0\."),
         ({"gradient_checkpointing_kwargs": {}}, r"Use trainer\.extra\.activation_checkpointing_kwargs\."),
         (
             {"liger_kernel_config": {"rope": True}},

@@ -154,6 +154,11 @@ def test_a_run_that_ends_in_time_is_not_stopped_later():
     assert end(started) == (0, "went on to the end\n")
 
 
+def test_a_time_limit_beyond_what_a_clock_can_measure_is_none():
+    started = program("ready()\nwith stopping.within(3.6e12, 'its time is up'):\n    busy(0.2)")
+    assert end(started) == (0, "went on to the end\n")
+
+
 def test_a_forked_child_does_not_speak_for_its_parent():
     started = program(
         """
