@@ -29,7 +29,8 @@ _OPTIM_ARGS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _WITHOUT_ADAM = re.compile(r"sgd|adagrad|rmsprop.*|adafactor|galore_.*|grokadamw|schedule_free_sgd")
 """Optimizers that do not read Adam's betas and epsilon."""
 _IN_BACKWARD = re.compile(r"lomo|adalomo|.*_layerwise")
-_BY_HELD_OUT_LOSS = ("reduce_lr_on_plateau", "greedy")
+BY_HELD_OUT_LOSS = ("reduce_lr_on_plateau", "greedy")
+"""Schedules whose rates follow what an evaluation finds."""
 
 
 def optim_args_of(optim: str) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def find_optimizer_problems(trainer: TrainerConfig) -> list[str]:
             f"trainer.optim={optim} changes weights while gradients are computed, so no step can be checked "
             "before it is taken. Use adamw_8bit or adafactor to save memory."
         )
-    if schedule in _BY_HELD_OUT_LOSS and trainer.eval_steps is None:
+    if schedule in BY_HELD_OUT_LOSS and trainer.eval_steps is None:
         problems.append(
             f"trainer.lr_scheduler_type={schedule} follows the held-out loss, which is not asked for while "
             "training. Set trainer.eval_steps."

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gemma_ft.config.optimizers import BY_HELD_OUT_LOSS
 from gemma_ft.config.schema import RunConfig
 
 NOT_IDENTITY = (
@@ -38,14 +39,13 @@ STEPS = ("trainer.max_steps", "trainer.num_train_epochs")
 """Keys that say how long a run trains: more of it may be asked for."""
 
 _EVALUATION = ("trainer.eval_steps", "trainer.extra.eval_delay")
-_DECIDED_BY_EVALUATION = "reduce_lr_on_plateau"
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return every key that changes the trained weights, with its value."""
     free = set(NOT_IDENTITY)
     trainer = config.trainer
-    if not trainer.load_best_model_at_end and trainer.lr_scheduler_type != _DECIDED_BY_EVALUATION:
+    if not trainer.load_best_model_at_end and trainer.lr_scheduler_type not in BY_HELD_OUT_LOSS:
         free.update(_EVALUATION)
     flat = _flatten(asdict(config))
     return {

@@ -8,6 +8,7 @@ from gemma_ft.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import SchedulerType
     from trl import SFTConfig
 
 _STEPS = 1_000_000
@@ -21,18 +22,16 @@ def check_optimization(arguments: "SFTConfig") -> None:
         ConfigError: A package or an argument is missing, or a value cannot be used.
     """
     from torch.optim.lr_scheduler import LRScheduler
-    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+    from transformers.optimization import get_scheduler
 
     optimizer = _build_optimizer(arguments)
     if optimizer is None:
         return
     schedule, given = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs or {}
-    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[schedule]).parameters
-    ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
     unknown = find_unknown_keys(
         "trainer.extra.lr_scheduler_kwargs",
         given,
-        tuple(name for name in known if name not in ours),
+        _settings_of(schedule),
         reader=f"trainer.lr_scheduler_type={schedule.value}",
     )
     if unknown:
@@ -53,6 +52,18 @@ def check_optimization(arguments: "SFTConfig") -> None:
             f"trainer.lr_scheduler_type={schedule.value} cannot be built ({_first_line(error)}). "
             "Give what it needs as +trainer.extra.lr_scheduler_kwargs.KEY=VALUE."
         ) from error
+
+
+def _settings_of(schedule: "SchedulerType") -> tuple[str, ...]:
+    """Name the settings that a schedule reads; some functions of transformers only hand theirs to a class."""
+    from torch.optim.lr_scheduler import ReduceLROnPlateau
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+
+    reader = {"reduce_lr_on_plateau": ReduceLROnPlateau, "greedy": GreedyLR}.get(
+        schedule.value, TYPE_TO_SCHEDULER_FUNCTION[schedule]
+    )
+    ours = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    return tuple(name for name in inspect.signature(reader).parameters if name not in ours)
 
 
 def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":

@@ -96,8 +96,9 @@ def test_an_evaluation_that_decides_is_part_of_the_run():
     best = {"load_best_model_at_end": True, "save_steps": 5}
     changed = differing_keys(config_of(eval_steps=5, **best), config_of(eval_steps=7, **best))
     assert changed == {"trainer.eval_steps": (5, 7)}
-    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau"}
-    assert differing_keys(config_of(eval_steps=5, **plateau), config_of(eval_steps=7, **plateau))
+    for schedule in ("reduce_lr_on_plateau", "greedy"):
+        follows = {"lr_scheduler_type": schedule}
+        assert differing_keys(config_of(eval_steps=5, **follows), config_of(eval_steps=7, **follows))
 
 
 def test_another_path_of_the_base_is_another_run_unless_it_is_the_same_folder(made, tmp_path, monkeypatch):
