@@ -53,6 +53,11 @@ def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> 
         return _explain_not_finite(error, config, run)
     if (short := explain_out_of_memory(error, config, run)) is not None:
         return short
+    if run.locked and not run.path.exists() and not isinstance(error, GemmaFTError):
+        return TrainingError(
+            f"{run.path} was moved or deleted while the run worked in it. Move it back, or name the folder "
+            "where it is now as output_dir=...; the same line then goes on from the last checkpoint."
+        )
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _GONE):
         return TrainingError(
             "another process of this run has gone; what it said last tells why. "

@@ -253,3 +253,13 @@ def test_a_process_that_has_gone_is_said_to_the_others(config, run, words):
         "another process of this run has gone; what it said last tells why. "
         "The same line goes on from the last checkpoint."
     )
+
+
+def test_a_run_folder_that_was_moved_away_is_told_as_that(config, run):
+    lost = FileNotFoundError(errno.ENOENT, "No such file or directory", str(run.checkpoints / "x.json"))
+    assert explain(lost, config, run) is None
+    run.lock()
+    run.path.rename(run.path.with_name("moved"))
+    line = explain(lost, config, run)
+    assert line.startswith(f"{run.path} was moved or deleted while the run worked in it. Move it back, or")
+    run.unlock()
