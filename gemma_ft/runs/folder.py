@@ -176,7 +176,8 @@ class RunFolder:
 
     def held_out_losses(self) -> list[float]:
         """List the losses on the held-out rows, from before training to its end."""
-        return [record["eval_loss"] for record in self.read_metrics() if "eval_loss" in record]
+        losses = (record.get("eval_loss") for record in self.read_metrics())
+        return [loss for loss in losses if isinstance(loss, int | float)]  # the file may have been edited
 
     def forget_metrics_after(self, logged: int) -> None:
         """Drop the lines beyond the checkpoint that a run goes on from.

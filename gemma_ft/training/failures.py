@@ -24,6 +24,10 @@ _GONE = (
     "Socket closed",
 )
 """What gloo and NCCL say where a process they were to hear from is not there any more."""
+_IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM)
+"""What the system says where something else stands at the place of a run's file."""
+_BROKEN = (errno.EROFS, errno.EIO, errno.ESTALE)
+"""What it says of a disk that takes or gives nothing any more."""
 _NOTHING_LEFT = 1 << 20
 """Bytes; a disk with less is the one that was full."""
 
@@ -70,7 +74,21 @@ def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> 
             f"{_full_place(error, run)} does not fit on its disk. Free some space; "
             f"the same line then goes on{kept}."
         )
-    return None
+    return _explain_file(error, run) if isinstance(error, OSError) else None
+
+
+def _explain_file(error: OSError, run: RunFolder) -> TrainingError | None:
+    """Word what keeps a file of the run folder from being read or written."""
+    if not isinstance(error.filename, str) or not Path(error.filename).is_relative_to(run.path):
+        return None
+    place = str(error.filename2 or error.filename)  # a file that was to get the name of another
+    if error.errno in _IN_THE_WAY:
+        helps = "Move aside what stands there, or see who may write there"
+    elif error.errno in _BROKEN:
+        helps = f"See to its disk, or copy {run.path} to another one"
+    else:
+        return None
+    return TrainingError(f"{place} cannot be used ({error.strerror}). {helps}; the same line then goes on.")
 
 
 def _explain_not_finite(error: NotFiniteError, config: RunConfig, run: RunFolder) -> TrainingError:

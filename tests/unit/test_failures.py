@@ -263,3 +263,18 @@ def test_a_run_folder_that_was_moved_away_is_told_as_that(config, run):
     line = explain(lost, config, run)
     assert line.startswith(f"{run.path} was moved or deleted while the run worked in it. Move it back, or")
     run.unlock()
+
+
+def test_a_file_of_the_run_folder_that_cannot_be_used_is_told_with_what_helps(config, run):
+    run.metrics.mkdir()
+    with pytest.raises(IsADirectoryError) as refused:
+        run.forget_metrics_after(0)
+    line = (
+        f"{run.metrics} cannot be used (Is a directory). Move aside what stands there, or see who may write"
+    )
+    assert explain(refused.value, config, run) == f"{line} there; the same line then goes on."
+    broken = OSError(errno.EROFS, "Read-only file system", str(run.metrics))
+    line = f"{run.metrics} cannot be used (Read-only file system). See to its disk, or copy {run.path} to"
+    assert explain(broken, config, run) == f"{line} another one; the same line then goes on."
+    for elsewhere in (str(run.path.parent / "other"), None):
+        assert explain(OSError(errno.EIO, "Input/output error", elsewhere), config, run) is None

@@ -142,6 +142,12 @@ def test_a_disk_that_refuses_even_that_is_told(tmp_path, monkeypatch):
         run.write_status(State.failed, Stage.training)
 
 
+def test_what_is_no_number_is_no_held_out_loss(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"eval_loss": 2.5}\n{"eval_loss": "low"}\n{"eval_loss": null}\n{"loss": 1.0}\n')
+    assert run.held_out_losses() == [2.5]
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""
