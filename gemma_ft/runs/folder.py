@@ -162,6 +162,12 @@ class RunFolder:
                     file.truncate(end)
                 raise
 
+    def flush_metrics(self) -> None:
+        """Have the disk keep what is logged so far, which a checkpoint counts on."""
+        if self.metrics.is_file():
+            with self.metrics.open("rb+") as file:
+                os.fsync(file.fileno())
+
     def read_metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a line torn by a crash is left out."""
         return list(self._metric_lines())
@@ -179,11 +185,14 @@ class RunFolder:
         losses = (record.get("eval_loss") for record in self.read_metrics())
         return [loss for loss in losses if isinstance(loss, int | float)]  # the file may have been edited
 
-    def forget_metrics_after(self, logged: int) -> None:
+    def forget_metrics_after(self, logged: int) -> int:
         """Drop the lines beyond the checkpoint that a run goes on from.
 
         Args:
             logged: How many lines had been logged when it was saved; samples are not counted. 0 drops all.
+
+        Returns:
+            How many of them are not there.
         """
         kept, seen = [], 0
         for record in self._metric_lines() if logged else ():
@@ -192,6 +201,7 @@ class RunFolder:
             if seen <= logged and record.get("sample") != "after":
                 kept.append(record)
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        return max(logged - seen, 0)
 
     def pin(self, model: ModelConfig) -> ModelConfig:
         """Name the commit of the base that this run began with, where only a branch or nothing is named."""

@@ -102,6 +102,7 @@ def publish_checkpoint(written: Path, run: RunFolder, step: int) -> None:
         for path in files
     }
     (written / _MANIFEST).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    run.flush_metrics()
     publish_folder(written, run.step_folder(step))
     for torn in run.checkpoints.glob("step-*.torn"):
         if torn.name <= f"{run.step_folder(step).name}.torn":

@@ -144,7 +144,9 @@ def _train(
 
     checkpoint = newest_whole(run, writes=layout.writes)
     if layout.writes:
-        run.forget_metrics_after(len(read_state(checkpoint).log_history) if checkpoint else 0)
+        lost = run.forget_metrics_after(len(read_state(checkpoint).log_history) if checkpoint else 0)
+        if lost:
+            logger.warning("%s has lost %d of the lines that were logged before.", run.metrics, lost)
         run.write_status(State.running, Stage.training)
     if checkpoint:
         logger.info("going on from %s", checkpoint)

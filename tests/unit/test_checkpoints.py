@@ -270,3 +270,27 @@ def test_a_moved_run_still_has_its_checkpoints(run, tmp_path):
     moved = RunFolder(run.path.rename(tmp_path / "moved"))
     assert newest_whole(moved, writes=True) == moved.step_folder(10)
     assert torn_because(moved.step_folder(10)) is None
+
+
+def test_what_was_logged_is_on_the_disk_before_a_checkpoint_counts_on_it(run, monkeypatch):
+    written, kept, sync = write(run, 1), [], os.fsync
+
+    def keep(handle):
+        kept.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    run.append_metrics({"step": 1})
+    monkeypatch.setattr(os, "fsync", keep)
+    monkeypatch.setattr(checkpoints, "publish_folder", lambda *_: kept.append("published"))
+    publish_checkpoint(written, run, 1)
+    assert kept.index(run.metrics.stat().st_ino) < kept.index("published")
+
+
+def test_lines_that_a_checkpoint_counts_on_and_that_are_lost_are_counted(run):
+    run.path.mkdir()
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step})
+    assert run.forget_metrics_after(2) == 0
+    assert run.forget_metrics_after(5) == 3
+    run.metrics.unlink()
+    assert run.forget_metrics_after(5) == 5
