@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,7 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftMod
         ConfigError: A target matches no layer, or the existing adapter is for another model.
     """
     from peft import PeftModel, get_peft_model
+    from safetensors import SafetensorError
 
     if adapter.path is None:
         _check_targets(model, adapter)
@@ -68,7 +70,8 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftMod
         else:
             folder = Path(adapter.path).expanduser()
             peft_model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except (ValueError, RuntimeError) as error:
+            _check_loaded(peft_model, folder, adapter)
+    except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ConfigError(_explain(adapter, error)) from error
     if adapter.path is not None:
         own = peft_model.peft_config["default"]
@@ -82,6 +85,33 @@ def attach_adapter(model: "PreTrainedModel", adapter: AdapterConfig) -> "PeftMod
     return peft_model
 
 
+def _check_loaded(model: "PeftModel", folder: Path, adapter: AdapterConfig) -> None:
+    """Refuse weights that its adapter_config.json has no place for, or places without weights.
+
+    PEFT leaves the former out without a word and begins the latter anew.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        held = _matrices(file.keys())
+    places = _matrices(model.state_dict())
+    if held != places:
+        raise ConfigError(
+            f"adapter.path={adapter.path} is not whole: of the matrices that its adapter_config.json asks "
+            f"for {len(places - held)} are missing, and {len(held - places)} others are there. "
+            "Fetch or save it again."
+        )
+
+
+def _matrices(names: Iterable[str]) -> set[str]:
+    """Name adapter matrices by their place in the blocks, which the classes around a model leave alone."""
+    return {
+        name.partition("layers.")[2].replace(".default.", ".")
+        for name in names
+        if ".lora_A." in name or ".lora_B." in name
+    }
+
+
 def save_adapter(model: "PeftModel", folder: Path, *, base: str, revision: str | None) -> None:
     """Write an adapter as PEFT does, naming the base it was trained on and its commit on the hub."""
     settings = model.peft_config["default"]
@@ -90,7 +120,9 @@ def save_adapter(model: "PeftModel", folder: Path, *, base: str, revision: str |
 
 
 def _explain(adapter: AdapterConfig, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200]
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, KeyError):
+        reason = f"nothing known as {reason}"
     if adapter.path is None:
         return (
             f"adapter.targets=[{','.join(adapter.targets)}] matches no layer ({reason}). "

@@ -1,5 +1,7 @@
 """Adapters sit where they were asked for, or the run is refused."""
 
+import json
+
 import pytest
 import transformers
 
@@ -46,3 +48,46 @@ def test_each_target_that_matches_nothing_is_refused(right):
         "adapter.targets=[self_atn.k_proj]",
     ]
     assert "which has 2 blocks, counted from 0. Choose among q_proj, k_proj," in caught.value.problems[0]
+
+
+@pytest.fixture
+def existing(tmp_path):
+    """An adapter folder, and what happens where one goes on with it."""
+    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES))
+    lora = AdapterConfig(method=AdapterMethod.lora, rank=2, targets=["q_proj", "up_proj"])
+    attach_adapter(model, lora).save_pretrained(tmp_path)
+
+    def go_on():
+        base = transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES))
+        return attach_adapter(base, AdapterConfig(method=AdapterMethod.lora, path=str(tmp_path)))
+
+    return tmp_path, go_on
+
+
+def test_an_adapter_goes_on_with_all_its_matrices(existing):
+    _, go_on = existing
+    assert sum("lora_" in name for name, value in go_on().named_parameters() if value.requires_grad) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"target_modules": ["q_proj"]}, "0 are missing, and 4 others are there"),
+        ({"target_modules": ["q_proj", "up_proj", "k_proj"]}, "4 are missing, and 0 others are there"),
+        ({"peft_type": "NOPE"}, r"it was trained on .* \(nothing known as 'NOPE'\)"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_own_settings_is_refused(existing, settings, line):
+    folder, go_on = existing
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(ConfigError, match=line):
+        go_on()
+
+
+def test_an_adapter_that_was_cut_is_refused(existing):
+    folder, go_on = existing
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ConfigError, match=r"^adapter\.path=\S+ does not fit .* \(.*header"):
+        go_on()
