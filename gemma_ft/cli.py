@@ -136,7 +136,7 @@ def _unknown_command(word: str) -> GemmaFTError:
 
 
 def _print_error(error: GemmaFTError) -> None:
-    if error.exit_code == 2 and os.environ.get("RANK", "0") != "0":
+    if (error.exit_code == 2 or error.alike) and os.environ.get("RANK", "0") != "0":
         return  # every process of a launch meets the same mistake; one tells it
     for line in secrets.redact(str(error)).splitlines():
         print(f"error: {line}", file=sys.stderr)

@@ -5,6 +5,8 @@ class GemmaFTError(Exception):
     """Tell the user, in one line, what cannot work and what to do."""
 
     exit_code = 1
+    alike = False
+    """Whether all processes of a launch meet it alike, so that one of them tells it."""
 
 
 class ConfigError(GemmaFTError):

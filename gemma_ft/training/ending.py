@@ -42,12 +42,16 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
             interrupted(request)
             raise request from error
         with suppress(OSError):
-            _record(run, layout, State.failed, str(explained or f"{type(error).__name__}: {error}"))
+            _record(run, layout, State.failed, str(explained or _said(error)))
         if explained is not None:
             raise explained from error
         raise
     finally:
         run.unlock()
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, GemmaFTError) else f"{type(error).__name__}: {error}"
 
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:

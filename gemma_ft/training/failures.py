@@ -48,13 +48,16 @@ class NotFiniteError(TrainingError):
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         super().__init__(f"{what} at step {step}" + (f", in the batch of {named}{more}" if rows else ""))
         self.step = step
+        self.rows = rows
         self.weights = weights
 
 
 def explain_failure(error: BaseException, config: RunConfig, run: RunFolder) -> TrainingError | None:
     """Word a failure that the user can do something about; None leaves it as it is."""
     if isinstance(error, NotFiniteError):
-        return _explain_not_finite(error, config, run)
+        explained = _explain_not_finite(error, config, run)
+        explained.alike = True
+        return explained
     if (short := explain_out_of_memory(error, config, run)) is not None:
         return short
     if run.locked and not run.path.exists() and not isinstance(error, GemmaFTError):
@@ -106,7 +109,8 @@ def _explain_not_finite(error: NotFiniteError, config: RunConfig, run: RunFolder
     if not untrained:
         helps.append(f"trainer.learning_rate below {config.trainer.learning_rate:g}")
     if untrained and dtype != Dtype.fp16:
-        helps.append("to mend or leave out what is in it, since no step has been taken yet")
+        where = "it" if error.rows else "the held-out rows"
+        helps.append(f"to mend or leave out what is in {where}, since no step has been taken yet")
     line = f"{error}. What usually helps: {'; or '.join(helps)}."
     if steps := run.steps():
         line += f" That makes another run: add name={config.name}-2; checkpoints up to step {steps[-1]} stay."

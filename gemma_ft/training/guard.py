@@ -1,7 +1,7 @@
 """A step whose loss or gradients are not finite is never taken."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ class StepGuard:
     def check(
         self,
         grad_norm: torch.Tensor | float | None,
-        parameters: Iterable[torch.nn.Parameter],
+        parameters: Iterable[torch.Tensor],
         step: int,
         scaler: "torch.amp.GradScaler | None",
     ) -> None:
@@ -53,7 +53,7 @@ class StepGuard:
 
         Args:
             grad_norm: Norm of all gradients; None has it computed.
-            parameters: The model's; read where there is no norm, and on failure.
+            parameters: The model's, as `weights_of` yields them; read where there is no norm, and on failure.
             step: The optimizer step that is about to be taken, from 1.
             scaler: fp16's loss scaler.
 
@@ -73,7 +73,7 @@ class StepGuard:
             raise self._explain(seen, float(norm), parameters, step)
 
     def _explain(
-        self, seen: list[_Seen], norm: float, parameters: Iterable[torch.nn.Parameter], step: int
+        self, seen: list[_Seen], norm: float, parameters: Iterable[torch.Tensor], step: int
     ) -> NotFiniteError:
         suspects = [batch for batch in seen if not batch.loss.isfinite()]
         bad_loss = float(suspects[0].loss) if suspects else None
@@ -97,7 +97,16 @@ def _still_scaling(scaler: "torch.amp.GradScaler | None") -> bool:
     return scaler is not None and scaler.is_enabled() and scaler.get_scale() >= _SMALLEST_SCALE
 
 
-def all_finite(parameters: Iterable[torch.nn.Parameter]) -> bool:
+def weights_of(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield a model's parameters, and the scales that int8 layers keep apart once they have computed."""
+    yield from model.parameters()
+    for module in model.modules():
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+        if isinstance(scales, torch.Tensor):
+            yield scales
+
+
+def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
     """Tell whether all weights are finite numbers, those of a quantised model included."""
     return all(bool(_values(value).isfinite().all()) for value in parameters)
 

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.failures import NotFiniteError
-from gemma_ft.training.guard import all_finite
+from gemma_ft.training.guard import all_finite, weights_of
 from gemma_ft.training.spikes import find_spike
 from gemma_ft.training.trackers.tracker import Tracker
 
@@ -96,7 +96,7 @@ def _check_finite(logs: dict[str, float], step: int, model: "torch.nn.Module | N
     """Refuse to go on from a held-out loss that is no number; the guard looks at the others step by step."""
     loss = logs.get("eval_loss", 0.0)
     if not math.isfinite(loss):
-        weights = model is not None and not all_finite(model.parameters())
+        weights = model is not None and not all_finite(weights_of(model))
         raise NotFiniteError(f"the held-out loss is {loss:g}", step=step, weights=weights)
 
 

@@ -17,7 +17,7 @@ from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import agreed_stop
 from gemma_ft.training.checkpoints import publish_checkpoint, rotate, torn_because
 from gemma_ft.training.evaluating import EvaluatingTrainer
-from gemma_ft.training.guard import StepGuard
+from gemma_ft.training.guard import StepGuard, weights_of
 from gemma_ft.training.interval import Interval
 from gemma_ft.training.layout import any_process
 from gemma_ft.training.schedule import stretch_schedule
@@ -95,7 +95,7 @@ class RunTrainer(EvaluatingTrainer):
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Know the gradients' norm, which transformers does right before every optimizer step."""
         norm = super()._get_grad_norm(model, grad_norm)
-        self.guard.check(norm, model.parameters(), self.state.global_step + 1, self.accelerator.scaler)
+        self.guard.check(norm, weights_of(model), self.state.global_step + 1, self.accelerator.scaler)
         return norm
 
     def _total_steps(self) -> int:

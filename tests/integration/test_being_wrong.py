@@ -128,6 +128,7 @@ def test_all_processes_stop_at_the_row_of_one(chats, tiny, tmp_path):
         check=False,
     )
     assert done.returncode == 1
+    assert done.stderr.count("error: the loss is nan") == 1
     said = status(tmp_path / "outputs" / "two")
     assert said["state"] == "failed"
     assert re.search(

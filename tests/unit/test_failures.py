@@ -11,6 +11,7 @@ import torch
 from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import DataError, ModelError
 from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.training.ending import recorded
 from gemma_ft.training.failures import NotFiniteError, explain_failure
 from gemma_ft.training.memory import find_savings
 
@@ -197,11 +198,23 @@ def test_what_helps_against_a_loss_that_is_no_number_follows_the_run(config, run
 def test_before_the_first_step_neither_rate_nor_schedule_is_to_blame(config, run):
     line = explain(not_finite(step=1), config, run)
     assert line.endswith("to mend or leave out what is in it, since no step has been taken yet.")
+    line = explain(NotFiniteError("the held-out loss is nan", step=0), config, run)
+    assert line.endswith(
+        "to mend or leave out what is in the held-out rows, since no step has been taken yet."
+    )
     config.adapter.path = "old"
     assert explain(not_finite(step=1, weights=True), config, run) == (
         "model.path=bundled:tiny or adapter.path=old holds weights that are not finite: the loss is nan at "
         "step 1, in the batch of a.jsonl:3. Fetch or convert it again."
     )
+
+
+def test_the_reason_of_a_refusal_is_its_line(config, run):
+    run.lock()
+    refusal = pytest.raises(ModelError, match="no folder")
+    with refusal, recorded(run, config, SimpleNamespace(writes=True)):
+        raise ModelError("model.path=x is no folder. Check it.")
+    assert run.read_status().reason == "model.path=x is no folder. Check it."
 
 
 FULL = [

@@ -9,7 +9,7 @@ import torch
 
 from gemma_ft.data.finding import find_rows
 from gemma_ft.training.failures import NotFiniteError
-from gemma_ft.training.guard import StepGuard, all_finite
+from gemma_ft.training.guard import StepGuard, all_finite, weights_of
 
 NAN, INF = math.nan, math.inf
 TOKENS = [[2, 10, 11], [2, 12], [2, 13, 14, 15], [2, 16], [2, 17, 18], [2, 12]]
@@ -144,6 +144,19 @@ def test_an_int8_weight_is_looked_at_by_its_scales():
     assert not all_finite([weight])
     weight.SCB = torch.tensor([1.0, 2.0])
     assert all_finite([weight])
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_an_int8_layer_is_looked_at_before_and_after_it_has_computed(computed):
+    from bitsandbytes.nn import Linear8bitLt
+
+    for value, finite in ((1.0, True), (INF, False)):
+        layer = Linear8bitLt(8, 4, bias=False, has_fp16_weights=False)
+        layer.load_state_dict({"weight": torch.full((4, 8), value)})
+        layer = layer.to("cpu")
+        if computed:
+            layer(torch.ones(1, 8))
+        assert all_finite(weights_of(layer)) is finite
 
 
 def test_many_rows_are_counted_and_not_all_named(guard):
