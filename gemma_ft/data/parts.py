@@ -223,9 +223,11 @@ def check_left(part: Part, dataset: DatasetConfig, rules: TokenRules) -> None:
             f"{start} dataset.{copies[found]}=drop leaves out all {number} that are not held out. "
             "Leave this source out, or keep copies."
         )
+    helps = "Add rows, or set dataset.eval_fraction=0."
+    if part.train.report["dropped"]:
+        helps = f"The others cannot be used: {_why_nothing(part.train, rules)}"
     raise DataError(
-        f"{start} dataset.eval_fraction={dataset.eval_fraction:g} holds out all of its distinct rows. "
-        "Add rows, or set dataset.eval_fraction=0."
+        f"{start} dataset.eval_fraction={dataset.eval_fraction:g} holds out all of its distinct rows. {helps}"
     )
 
 

@@ -154,6 +154,12 @@ def test_nothing_left_to_learn_is_an_error(prepare):
     ):
         prepare(["a", "a", "a"])
     with pytest.raises(
+        DataError,
+        match=r"all of its distinct rows\. The others cannot be used: 2 x no learned token within "
+        r"trainer\.max_length\. Mend the rows, or raise trainer\.max_length=50\.$",
+    ):
+        prepare(["a", "x" * 100, "y" * 100], max_length=50)
+    with pytest.raises(
         DataError, match=r"all are in the eval_split as well \(dataset\.eval_split=train\)\. Choose another"
     ):
         prepare(["a", "b"], eval_split="train")
