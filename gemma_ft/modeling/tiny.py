@@ -4,6 +4,7 @@ It has everything that a real checkpoint has (architecture, tied embeddings, the
 ids, the chat template, a byte-fallback tokenizer) except knowledge, so every recipe can be tried offline.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -37,14 +38,14 @@ def load_tiny() -> Path:
     """Return the folder of the bundled checkpoint, building it on first use.
 
     Raises:
-        ModelError: The package whose text the tokenizer is learned from is not installed.
+        ModelError: The package whose text the tokenizer is learned from is not installed, or nothing can be
+            written where it is kept.
     """
     corpus = _read_corpus()
     digest = hashlib.sha256(corpus.encode()).hexdigest()[:12]
     folder = cache_folder() / f"tiny-{_FORMAT}-{digest}"
     if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        beside = _make_beside(folder)
         try:
             _save_tiny(beside, corpus)
             beside.chmod(0o755)
@@ -55,6 +56,19 @@ def load_tiny() -> Path:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _make_beside(folder: Path) -> Path:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ModelError(
+            f"model.path=bundled:tiny is kept in {folder.parent}, which cannot be written "
+            f"({error.strerror}). Name another place with XDG_CACHE_HOME."
+        ) from error
 
 
 def _read_corpus() -> str:

@@ -74,3 +74,12 @@ def test_a_missing_corpus_is_said_with_the_line_that_mends_it(monkeypatch):
     monkeypatch.setattr(tiny_module, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"needs the chatterbot-corpus package\. Run: pip install"):
         tiny_module.load_tiny()
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(
+        ModelError, match=r"^model\.path=bundled:tiny is kept in \S+, which cannot be written"
+    ):
+        tiny_module.load_tiny()
