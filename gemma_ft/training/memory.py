@@ -20,6 +20,8 @@ _RAN_OUT = re.compile(
     re.IGNORECASE,
 )
 _ASKED = re.compile(rf"(?:tried to allocate|unable to allocate) {_SIZE}|malloc of size (\d+)", re.IGNORECASE)
+_TORCHS_OWN = "OutOfMemoryError"
+"""A GPU's, whatever its allocator says; by its name, since what fails without torch need not import it."""
 _ON_GPU = re.compile(r"cuda|cublas|cudnn|cusolver|nccl|hip ", re.IGNORECASE)
 _FREE = re.compile(rf"capacit?y of {_SIZE} of which {_SIZE} is free")
 _UNUSED = re.compile(rf"{_SIZE} is reserved by PyTorch but unallocated")
@@ -33,33 +35,32 @@ _SHORTEST = 256
 def explain_out_of_memory(error: BaseException, config: RunConfig, run: RunFolder) -> TrainingError | None:
     """Say it in one line if an error means that memory has run out, on a GPU or beside it; else None."""
     text = str(error)
-    if isinstance(error, GemmaFTError) or not (isinstance(error, MemoryError) or _RAN_OUT.search(text)):
+    on_gpu = bool(_ON_GPU.search(text)) or type(error).__name__ == _TORCHS_OWN
+    ran_out = isinstance(error, MemoryError) or type(error).__name__ == _TORCHS_OWN or _RAN_OUT.search(text)
+    if isinstance(error, GemmaFTError) or not ran_out:
         return None
     status = run.read_status()
     stage = Stage.training if status is None else status.stage
-    line = f"{_place(text)} ran out in the stage {stage}: {_amounts(text)}."
+    place = "GPU memory" if on_gpu else "memory"
+    line = f"{place} ran out in the stage {stage}: {_amounts(text, on_gpu=on_gpu)}."
     if stage not in (Stage.data, Stage.training):
         return TrainingError(f"{line} Free some, then start the same line again: what is trained stays.")
     if (unused := _size(_UNUSED.search(text))) and unused >= (_size(_ASKED.search(text)) or _GIB):
         line += " Try PYTORCH_ALLOC_CONF=expandable_segments:True first, since much lies in pieces."
-    saving = [] if stage is Stage.data else find_savings(config, on_gpu=bool(_ON_GPU.search(text)))
+    saving = [] if stage is Stage.data else find_savings(config, on_gpu=on_gpu)
     if not saving:
         return TrainingError(f"{line} Free some, or use a smaller model or a larger machine.")
     other = f" It makes another run: add name={config.name}-2." if run.steps() else ""
     return TrainingError(f"{line} What saves most here: {', '.join(saving)}.{other}")
 
 
-def _place(text: str) -> str:
-    return "GPU memory" if _ON_GPU.search(text) else "memory"
-
-
-def _amounts(text: str) -> str:
+def _amounts(text: str, *, on_gpu: bool) -> str:
     asked = _size(_ASKED.search(text))
     said = f"{_say(asked)} asked for" if asked else "how much was asked for is not known"
     if found := _FREE.search(text):
         total, free = float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
         return f"{said}, {_say(free)} of {_say(total)} free"
-    free, total = _look(on_gpu=bool(_ON_GPU.search(text)))
+    free, total = _look(on_gpu=on_gpu)
     if not total:
         return said
     limited = ", which a limit of this process keeps from it" if asked and free > asked else ""

@@ -115,6 +115,11 @@ def refused_by_numpy():
             lambda: RuntimeError("NCCL error: unhandled cuda error. Cuda failure 2 'out of memory'"),
             "GPU memory ran out",
         ),
+        (lambda: torch.OutOfMemoryError("Allocation on device"), "GPU memory ran out"),
+        (
+            lambda: torch.OutOfMemoryError("XPU out of memory. Tried to allocate 2.00 GiB"),
+            "GPU memory ran out",
+        ),
         (lambda: OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
     ],
 )
