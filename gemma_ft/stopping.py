@@ -102,7 +102,8 @@ def listen() -> Iterator[None]:
     _stop = stop = _Stop()  # what an earlier run was asked is its own
     stop.listening = True
     wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+    nohup = {number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
+    heard = [number for number in SIGNALS if number not in nohup]
     handlers = {number: signal.signal(number, _on_signal) for number in heard}
     threading.Thread(target=_watch_signals, args=(inbox, stop), daemon=True, name="signals").start()
     if any(name in os.environ for name in _LAUNCHED):

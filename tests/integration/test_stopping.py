@@ -86,7 +86,7 @@ STAGES = {
     "saving": ("trl.SFTTrainer._save_checkpoint", 1, "training"),
     "saving for the last time": ("trl.SFTTrainer._save_checkpoint", 3, "training"),
     "saving the adapter": ("gemma_ft.modeling.adapters.save_adapter", 1, "training"),
-    "exporting": ("gemma_ft.exporting.merging.merge.write_merge", 1, "exporting"),
+    "exporting": ("gemma_ft.exporting.folder.checkpoint.write_merge", 1, "exporting"),
 }
 
 

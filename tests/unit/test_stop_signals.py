@@ -67,10 +67,16 @@ def test_where_a_run_may_end_anywhere_a_signal_ends_it(number, code):
     assert end(started) == (code, f"stopped by {number.name}\n")
 
 
-def test_a_signal_that_was_ignored_before_stays_ignored_as_under_nohup():
+def test_a_terminal_that_closes_is_not_heard_under_nohup():
     started = program("ready()\nbusy(0.5)", before="signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     started.send_signal(signal.SIGHUP)
     assert end(started) == (0, "went on to the end\n")
+
+
+def test_ctrl_c_is_heard_in_the_background_of_a_shell_which_has_it_ignored():
+    started = program("ready()\nbusy()", before="signal.signal(signal.SIGINT, signal.SIG_IGN)")
+    started.send_signal(signal.SIGINT)
+    assert end(started) == (130, "stopped by SIGINT\n")
 
 
 def test_while_it_is_deferred_a_signal_is_noted_and_raised_where_asked():
