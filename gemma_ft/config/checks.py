@@ -9,6 +9,7 @@ from gemma_ft.config.model_files import find_model_problems, look_at_model
 from gemma_ft.config.optimizers import find_optimizer_problems
 from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod, RunConfig
 from gemma_ft.config.secret_values import find_secret_problems
+from gemma_ft.config.types import find_type_problems
 from gemma_ft.errors import ConfigError
 from gemma_ft.secrets import redact
 
@@ -29,6 +30,8 @@ def check_config(config: RunConfig) -> None:
 
 def find_problems(config: RunConfig) -> list[str]:
     """List everything that cannot work, each as `key=value why` and what to do."""
+    if mistyped := find_type_problems(config):
+        return mistyped  # the other checks build on the types
     found = [problem for section in _sections(config) for problem in section.problems()]
     found += [
         f"{key}= is empty. Give it a value, or leave it out for the default."

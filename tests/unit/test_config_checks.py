@@ -231,7 +231,7 @@ def test_sdpa_is_refused_for_gemma_2_only(config):
 def test_what_needs_held_out_rows_is_refused_without_any(config, key):
     config.trainer.save_steps = config.trainer.eval_steps = 10
     config.trainer.load_best_model_at_end = key == "early_stopping_patience"
-    setattr(config.trainer, key, 10)
+    setattr(config.trainer, key, True if key == "load_best_model_at_end" else 10)
     check_config(config)
     config.dataset.eval_fraction = 0.0
 
@@ -313,7 +313,8 @@ def test_a_config_can_be_built_without_hydra_yaml_or_torch():
         "    if m.name != 'compose': importlib.import_module('gemma_ft.config.' + m.name)\n"
         "from gemma_ft.config.checks import check_config\n"
         "from gemma_ft.config.schema import RunConfig, DatasetConfig\n"
-        "rows = DatasetConfig(source='package', path='chatterbot_corpus')\n"
+        "from gemma_ft.config.rows import DataSource\n"
+        "rows = DatasetConfig(source=DataSource.package, path='chatterbot_corpus')\n"
         "assert RunConfig(name='x').output_dir == 'outputs/x'\n"
         "check_config(RunConfig(name='x', dataset=rows))\n"
         "heavy = {'hydra', 'omegaconf', 'yaml', 'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
