@@ -32,17 +32,6 @@ def tiny(_cache: None) -> Path:
 @pytest.fixture
 def chats(tmp_path: Path) -> Path:
     """A small file of conversations, as a user would bring it."""
-    import json
+    from program import write_chats
 
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {number} plus {number}?"},
-                {"role": "assistant", "content": f"It is {2 * number}."},
-            ]
-        }
-        for number in range(40)
-    ]
-    path = tmp_path / "chats.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_chats(tmp_path / "chats.jsonl")

@@ -1,5 +1,6 @@
 """Answers from the base, the adapter or the merged model of a run."""
 
+import logging
 import math
 import os
 from enum import StrEnum
@@ -8,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import ModelConfig, QuantizationConfig
 from gemma_ft.errors import ConfigError, RunError
-from gemma_ft.runs import RunFolder, open_run, read_json
+from gemma_ft.runs import RunFolder, Stage, open_run, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+logger = logging.getLogger("gemma_ft")
 
 
 class Which(StrEnum):
@@ -90,6 +94,9 @@ def load_for_answers(
     folder = open_run(path)
     config = load_config(folder.config)
     part = _choose(folder, which)
+    status = folder.read_status()
+    if part is not None and status is not None and status.stage in (Stage.data, Stage.training):
+        logger.warning("%s is of before its run was trained further, which is not done yet.", part)
     if part in (folder.merged, folder.model):
         return _load(ModelConfig(path=str(part)), QuantizationConfig())
     # Without the run's dtype and attention: precision goes by this machine.

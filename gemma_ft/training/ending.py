@@ -22,8 +22,7 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
 
     def interrupted(stop: BaseException) -> None:
         reason = stop.reason if isinstance(stop, Interrupted) else "interrupted from the keyboard"
-        with suppress(OSError):
-            _record(run, layout, State.interrupted, reason)
+        _record(run, layout, State.interrupted, reason)
 
     try:
         with stopping.stopped_at_once(interrupted):
@@ -41,8 +40,7 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
             logger.warning("while stopping: %s: %s", type(error).__name__, error)
             interrupted(request)
             raise request from error
-        with suppress(OSError):
-            _record(run, layout, State.failed, str(explained or _said(error)))
+        _record(run, layout, State.failed, str(explained or _said(error)))
         if explained is not None:
             raise explained from error
         raise
@@ -55,6 +53,9 @@ def _said(error: BaseException) -> str:
 
 
 def _record(run: RunFolder, layout: Layout, state: State, reason: str) -> None:
-    status = run.read_status() if layout.writes and run.locked else None
-    if status is not None and status.stage is not Stage.finished:  # what is done stays done
-        run.write_status(state, status.stage, redact(reason))
+    if not (layout.writes and run.locked):
+        return
+    with suppress(OSError, GemmaFTError):  # the run's own end is what has to be told
+        status = run.read_status()
+        if status is not None and status.stage is not Stage.finished:  # what is done stays done
+            run.write_status(state, status.stage, redact(reason))

@@ -52,3 +52,18 @@ def assert_same_tensors(one: Path, other: Path) -> None:
     assert a
     for name in a:
         assert torch.equal(a[name], b[name]), name
+
+
+def write_chats(path: Path) -> Path:
+    """Write a small file of conversations, as a user would bring it."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number} plus {number}?"},
+                {"role": "assistant", "content": f"It is {2 * number}."},
+            ]
+        }
+        for number in range(40)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from program import assert_same_tensors, losses, start, status
+from program import assert_same_tensors, losses, start, status, write_chats
 
 from gemma_ft.cache import cache_folder
 
@@ -94,17 +94,7 @@ STAGES = {
 def whole(tmp_path_factory, tiny) -> Path:
     """The run that nobody stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {number} plus {number}?"},
-                {"role": "assistant", "content": f"It is {2 * number}."},
-            ]
-        }
-        for number in range(40)
-    ]
-    chats = folder / "chats.jsonl"
-    chats.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    chats = write_chats(folder / "chats.jsonl")
     done = start(*words_for(chats, "whole"), cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "whole"

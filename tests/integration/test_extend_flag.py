@@ -31,17 +31,6 @@ def words_for(name, steps, *more):
     return [f"name={name}", f"trainer.max_steps={steps}", *WORDS, *more]
 
 
-def test_more_steps_at_a_constant_rate_are_those_of_a_run_begun_with_as_many(train, chats):
-    constant = ["trainer.lr_scheduler_type=constant", "export=none"]
-    whole = train(*words_for("whole", 8, *constant))
-    longer = train(*words_for("longer", 4, *constant))
-    train(*words_for("longer", 8, *constant))
-    assert status(longer)["state"] == "finished"
-    assert losses(longer) == losses(whole)
-    assert losses(longer, "learning_rate") == losses(whole, "learning_rate")
-    assert_same_tensors(longer / "adapter", whole / "adapter")
-
-
 def test_a_finished_run_is_extended_on_request_and_exported_again(train, chats, capsys):
     run = train(*words_for("longer", 4))
     before, merged = tensors(run / "adapter"), tensors(run / "merged")
@@ -82,6 +71,8 @@ def test_an_extension_that_is_cut_goes_on_and_is_not_exported_before(train, chat
     assert main(["export", str(cut)]) == 2
     assert "has not been trained to its end yet" in capsys.readouterr().err
     assert not (cut / "merged").exists()
+    assert main(["generate", str(cut), "Hi", "--max-new-tokens", "1"]) == 0
+    assert "is of before its run was trained further" in capsys.readouterr().err
     train(*words_for("cut", 8, "export=none"), "--extend")
     assert losses(cut) == losses(uncut)
     assert losses(cut, "learning_rate") == losses(uncut, "learning_rate")
