@@ -99,7 +99,7 @@ def listen() -> Iterator[None]:
         return
     inbox, outbox = socket.socketpair()
     outbox.setblocking(False)
-    _stop = stop = _Stop()  # what an earlier run was asked is its own
+    _stop = stop = _Stop()
     stop.listening = True
     wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
     nohup = {number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
@@ -114,6 +114,7 @@ def listen() -> Iterator[None]:
         yield
     finally:
         stop.listening = False
+        _stop = _Stop()  # what one run was asked is not asked of the next
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             signal.signal(number, handler)

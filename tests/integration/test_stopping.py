@@ -15,6 +15,7 @@ import pytest
 from program import assert_same_tensors, losses, start, status, write_chats
 
 from gemma_ft.cache import cache_folder
+from gemma_ft.runs import RunFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -154,14 +155,14 @@ def test_max_hours_stops_as_sigterm_does(train, whole, monkeypatch, capsys):
     assert_same_run(run, whole)
 
 
-def begin(words: list[str], cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def begin(words: list[str], cwd: Path, **more: bool) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "gemma_ft", *words],
         cwd=cwd,
-        env={**os.environ, **(env or {})},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        **more,
     )
 
 
@@ -196,6 +197,21 @@ def test_a_run_that_is_killed_now_and_then_ends_as_one_that_was_not(whole, tmp_p
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_run_that_is_killed_twenty_times_ends_as_one_that_was_not(whole, tmp_path, number):
     kill_at_random_times(whole, tmp_path, [number] * 20, seed=11)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_to_the_whole_group_leaves_loading_processes_to_the_last_step(whole, tmp_path, number):
+    more = ["+trainer.extra.dataloader_num_workers=1", "trainer.max_steps=300", "trainer.logging_steps=1"]
+    words = words_for(whole.parents[1] / "chats.jsonl", "loads", *more, "trainer.eval_steps=null")
+    process = begin(words, tmp_path, start_new_session=True)
+    assert process.stderr is not None
+    while "step 2/300" not in (line := process.stderr.readline()):
+        assert line
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err, err
+    assert RunFolder(tmp_path / "outputs" / "loads").steps()
 
 
 def test_two_processes_stop_at_one_step_and_the_launcher_gives_them_time(whole, tmp_path):

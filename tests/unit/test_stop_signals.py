@@ -237,6 +237,7 @@ def test_handlers_are_as_before_once_a_run_is_over():
 def test_what_was_asked_of_one_run_is_not_asked_of_the_next():
     with pytest.raises(Interrupted, match="its time is up"), stopping.listen():
         stopping.interrupt("its time is up")
+    assert stopping.requested() is None  # as a run in another thread asks, which cannot listen
     with stopping.listen():
         assert stopping.requested() is None
         stopping.check()
