@@ -2,7 +2,7 @@
 
 from gemma_ft import stopping
 from gemma_ft.errors import Interrupted
-from gemma_ft.training.layout import any_process
+from gemma_ft.training.layout import among_others, any_process, to_share
 
 
 def agreed_stop() -> Interrupted | None:
@@ -23,21 +23,12 @@ def check_stop() -> None:
         raise stop
 
 
-def among_others() -> bool:
-    """Tell whether this process is connected to others."""
-    import torch
-
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def told_by_writer(number: int | None) -> int | None:
     """Return the number that the writing process gives, in all of them; none below 0."""
     if not among_others():
         return number
     import torch
 
-    # NCCL sends what is on a GPU only
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    told = torch.tensor(-1 if number is None else number, device=device)
+    told = to_share(-1 if number is None else number)
     torch.distributed.broadcast(told, src=0)
     return None if told.item() < 0 else int(told.item())

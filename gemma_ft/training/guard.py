@@ -10,7 +10,7 @@ import torch
 from gemma_ft.data.finding import find_rows
 from gemma_ft.data.prepare import PreparedData
 from gemma_ft.training.failures import NotFiniteError
-from gemma_ft.training.layout import any_process
+from gemma_ft.training.layout import among_others, any_process
 
 _SMALLEST_SCALE = 1.0
 """The loss scale below which fp16 no longer gains anything from being scaled down further."""
@@ -123,7 +123,7 @@ def _values(weight: torch.Tensor) -> torch.Tensor:
 
 def _tell_all(mine: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     """Exchange what each process knows; all must call it at the same point."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not among_others():
         return [mine]
     told: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(told, mine)

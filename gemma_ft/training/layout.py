@@ -2,9 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,15 +63,27 @@ def resolve_layout(config: RunConfig) -> Layout:
     return Layout(world_size=world_size, rank=rank, accumulation=config.trainer.global_batch_size // share)
 
 
+def among_others() -> bool:
+    """Tell whether this process is connected to others."""
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def to_share(number: int) -> "torch.Tensor":
+    """Hold a number where the connected processes can exchange it: NCCL takes what is on a GPU only."""
+    import torch
+
+    return torch.tensor(number, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+
+
 def any_process(flag: bool) -> bool:
     """Tell whether any process of the run says yes; all must ask at the same point, and all hear the same."""
     import torch
 
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not among_others():
         return flag
-    # NCCL reduces what is on a GPU only
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    votes = torch.tensor(int(flag), device=device)
+    votes = to_share(int(flag))
     torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
     return bool(votes.item())
 
@@ -82,7 +98,7 @@ def leave_processes() -> None:
 
     import torch
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if among_others():
         gc.collect()
         torch.distributed.destroy_process_group()
 
