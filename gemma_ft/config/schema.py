@@ -52,6 +52,7 @@ class ParallelMethod(StrEnum):
     auto = "auto"
     single = "single"
     ddp = "ddp"
+    fsdp = "fsdp"
 
 
 class TrackingMethod(StrEnum):
@@ -154,11 +155,33 @@ class ParallelConfig:
     """Layout over devices."""
 
     method: ParallelMethod = ParallelMethod.auto
-    """auto (ddp under a launcher, else single), single or ddp (starts one process a GPU by itself)."""
+    """auto (ddp under a launcher, else single), single, ddp (a copy on each GPU) or fsdp (shards of one); the
+    last two start one process a GPU by themselves where no launcher has."""
+    cpu_offload: bool = False
+    """Hold the shards, their gradients and the optimizer in the machine's memory (fsdp only)."""
+    dp_shard_size: int | None = None
+    """Processes that share one copy of the model (HSDP), which divides their number; none: all of them."""
 
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
-        return []
+        found = []
+        sharded = self.method is ParallelMethod.fsdp
+        if self.cpu_offload and not sharded:
+            found.append(
+                f"parallel.cpu_offload=true needs shards, but parallel={self.method} has none. "
+                "Use parallel=fsdp_offload."
+            )
+        if self.dp_shard_size is not None and not sharded:
+            found.append(
+                f"parallel.dp_shard_size={self.dp_shard_size} needs shards, but parallel={self.method} has "
+                "none. Add parallel=fsdp, or leave it out."
+            )
+        if self.dp_shard_size is not None and self.dp_shard_size < 2:
+            found.append(
+                f"parallel.dp_shard_size={self.dp_shard_size} must be at least 2. "
+                "Give the number of GPUs of a node, or leave it out to share over all."
+            )
+        return found
 
 
 @dataclass(kw_only=True, slots=True)

@@ -71,6 +71,6 @@ def load_model(
 def _device_index(precision: Precision) -> "torch.device":
     import torch
 
-    if precision.device.kind == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if precision.device.kind in ("cuda", "xpu"):
+        return torch.device(precision.device.kind, int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device(precision.device.kind)

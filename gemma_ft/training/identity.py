@@ -13,6 +13,8 @@ NOT_IDENTITY = (
     "output_dir",
     "export",
     "tracking",
+    "parallel.cpu_offload",
+    "parallel.dp_shard_size",
     "trainer.logging_steps",
     "trainer.max_hours",
     "trainer.save_steps",
@@ -28,7 +30,8 @@ NOT_IDENTITY = (
     "trainer.extra.torch_empty_cache_steps",
 )
 """Keys that do not change the trained weights, and so may change while a run goes on: what comes after
-training, what is told of it, how often it is saved, and how fast rows are read.
+training, what is told of it, how often it is saved, how fast rows are read, and how a sharded model lies on
+the machines, of which there may be more or fewer.
 
 The keys of `_EVALUATION` are among them where no evaluation decides anything. `trainer.micro_batch_size`,
 `parallel` and `model.attention` are not: the same sums in another order round otherwise, and dropout draws

@@ -21,6 +21,13 @@ class Layout:
     """This process among them, from 0."""
     accumulation: int
     """Micro-batches that a process adds up for an optimizer step."""
+    method: ParallelMethod
+    """single, ddp or fsdp."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a shard of the model."""
+        return self.method is ParallelMethod.fsdp
 
     @property
     def writes(self) -> bool:
@@ -51,6 +58,8 @@ def resolve_layout(config: RunConfig) -> Layout:
             raise ConfigError(
                 f"parallel={method} cannot use the launcher's {variable}. Launch plain multi-GPU training."
             )
+    if method is ParallelMethod.auto:
+        method = ParallelMethod.single if world_size == 1 else ParallelMethod.ddp
     if world_size == 1:
         hide_other_gpus()
     share = config.trainer.micro_batch_size * world_size
@@ -60,7 +69,12 @@ def resolve_layout(config: RunConfig) -> Layout:
             f"(trainer.micro_batch_size={config.trainer.micro_batch_size} x {world_size} processes). "
             f"Make it a multiple of {share}."
         )
-    return Layout(world_size=world_size, rank=rank, accumulation=config.trainer.global_batch_size // share)
+    return Layout(
+        world_size=world_size,
+        rank=rank,
+        accumulation=config.trainer.global_batch_size // share,
+        method=method,
+    )
 
 
 def among_others() -> bool:

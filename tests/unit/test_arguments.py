@@ -2,7 +2,14 @@
 
 import pytest
 
-from gemma_ft.config.schema import AdapterMethod, Attention, Dtype, QuantizationMethod, RunConfig
+from gemma_ft.config.schema import (
+    AdapterMethod,
+    Attention,
+    Dtype,
+    QuantizationMethod,
+    ParallelMethod,
+    RunConfig,
+)
 from gemma_ft.errors import ConfigError
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.training.arguments import build_arguments
@@ -17,7 +24,7 @@ def build(tmp_path):
             setattr(config.trainer, name, value)
         device = Device(kind="cpu", name="CPU", bf16=True, flash_attention=False)
         precision = Precision(device=device, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=())
-        layout = Layout(world_size=1, rank=0, accumulation=16)
+        layout = Layout(world_size=1, rank=0, accumulation=16, method=ParallelMethod.single)
         return build_arguments(
             config, layout=layout, precision=precision, output_dir=tmp_path, evaluates=True
         )

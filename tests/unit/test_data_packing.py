@@ -11,7 +11,7 @@ import trl
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gemma_ft.config.checks import check_config
-from gemma_ft.config.schema import Attention, Dtype, RunConfig
+from gemma_ft.config.schema import Attention, Dtype, ParallelMethod, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
 from gemma_ft.data.tokens.encoding import NOT_LEARNED
@@ -83,7 +83,7 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
     cpu = Device(kind="cpu", name="CPU", bf16=True, flash_attention=False)
     arguments = build_arguments(
         config,
-        layout=Layout(world_size=1, rank=0, accumulation=1),
+        layout=Layout(world_size=1, rank=0, accumulation=1, method=ParallelMethod.single),
         precision=Precision(device=cpu, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=()),
         output_dir=folder,
         evaluates=False,

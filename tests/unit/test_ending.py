@@ -5,13 +5,13 @@ import json
 import pytest
 
 from gemma_ft import stopping
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import Interrupted, TrainingError
 from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.training.ending import recorded
 from gemma_ft.training.layout import Layout
 
-ALONE = Layout(world_size=1, rank=0, accumulation=1)
+ALONE = Layout(world_size=1, rank=0, accumulation=1, method=ParallelMethod.single)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from gemma_ft.config.compose import config_yaml
-from gemma_ft.config.schema import RunConfig
+from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, Stage, State, write_json
 from gemma_ft.training.begin import Beginning, begin_run, claim_folder
@@ -17,7 +17,7 @@ from gemma_ft.training.identity import NOT_IDENTITY, differing_keys
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.steps import read_standing
 
-ALONE = Layout(world_size=1, rank=0, accumulation=1)
+ALONE = Layout(world_size=1, rank=0, accumulation=1, method=ParallelMethod.single)
 
 
 def config_of(**trainer):
