@@ -11,6 +11,7 @@ from gemma_ft.errors import ConfigError
 from gemma_ft.families import LINEAR_LAYERS
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
@@ -112,11 +113,26 @@ def _matrices(names: Iterable[str]) -> set[str]:
     }
 
 
-def save_adapter(model: "PeftModel", folder: Path, *, base: str, revision: str | None) -> None:
-    """Write an adapter as PEFT does, naming the base it was trained on and its commit on the hub."""
+def save_adapter(
+    model: "PeftModel",
+    folder: Path,
+    *,
+    base: str,
+    revision: str | None,
+    weights: "dict[str, torch.Tensor] | None" = None,
+) -> None:
+    """Write an adapter as PEFT does, naming the base it was trained on and its commit on the hub.
+
+    Args:
+        model: What was trained.
+        folder: Where it goes.
+        base: The base it was trained on.
+        revision: The base's commit on the hub.
+        weights: The trained weights whole, where the model holds shards of them.
+    """
     settings = model.peft_config["default"]
     settings.base_model_name_or_path, settings.revision = base, revision
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
 
 
 def _explain(adapter: AdapterConfig, error: Exception) -> str:

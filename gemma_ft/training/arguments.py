@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from gemma_ft.config.schema import Dtype, QuantizationMethod, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.errors import ConfigError
+from gemma_ft.families import Family
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.optimization import check_optimization
+from gemma_ft.training.sharding import build_sharding, checkpoints_blocks
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -61,6 +63,7 @@ def build_arguments(
     *,
     layout: Layout,
     precision: Precision,
+    family: Family,
     output_dir: Path,
     evaluates: bool,
 ) -> "SFTConfig":
@@ -70,6 +73,7 @@ def build_arguments(
         config: The run.
         layout: Processes and accumulation.
         precision: Device and number format.
+        family: Whose blocks are sharded, where the layout shards.
         output_dir: Where checkpoints are written before they get their final name.
         evaluates: Whether there are held-out rows.
 
@@ -82,15 +86,13 @@ def build_arguments(
     try:
         arguments = SFTConfig(
             output_dir=str(output_dir),
-            per_device_train_batch_size=trainer.micro_batch_size,
-            per_device_eval_batch_size=1 if trainer.packing else trainer.micro_batch_size,
-            gradient_accumulation_steps=layout.accumulation,
-            activation_checkpointing=trainer.gradient_checkpointing,
+            **_batches(trainer, layout),
             seed=config.seed,
             run_name=config.name,
             report_to="none",  # the tracker takes what metrics.jsonl takes
             **_ALWAYS,
-            **_device(trainer, precision),
+            **_device(trainer, layout, precision),
+            **_memory(config, layout, family),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
             **_evaluation(trainer, evaluates=evaluates),
             **trainer.extra,
@@ -107,14 +109,33 @@ def build_arguments(
     return arguments
 
 
-def _device(trainer: TrainerConfig, precision: Precision) -> dict[str, Any]:
+def _batches(trainer: TrainerConfig, layout: Layout) -> dict[str, int]:
+    return {
+        "per_device_train_batch_size": trainer.micro_batch_size,
+        "per_device_eval_batch_size": 1 if trainer.packing else trainer.micro_batch_size,
+        "gradient_accumulation_steps": layout.accumulation,
+    }
+
+
+def _device(trainer: TrainerConfig, layout: Layout, precision: Precision) -> dict[str, Any]:
     gpu = precision.device.kind == "cuda"
+    pages = gpu and not layout.sharded
     return {
         "bf16": precision.dtype is Dtype.bf16,
         "fp16": precision.dtype is Dtype.fp16,
         "use_cpu": precision.device.kind == "cpu",
         "dataloader_pin_memory": gpu,
-        "optim": trainer.optim if gpu else _WITHOUT_PAGES.get(trainer.optim, trainer.optim),
+        # shards have no pages; they are what saves the memory
+        "optim": trainer.optim if pages else _WITHOUT_PAGES.get(trainer.optim, trainer.optim),
+    }
+
+
+def _memory(config: RunConfig, layout: Layout, family: Family) -> dict[str, Any]:
+    """Shard the model, or not, and have its activations recomputed, by FSDP or by transformers."""
+    recomputes = layout.sharded and checkpoints_blocks(config)
+    return {
+        "activation_checkpointing": config.trainer.gradient_checkpointing and not recomputes,
+        **build_sharding(config, layout, family),
     }
 
 

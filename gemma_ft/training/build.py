@@ -44,13 +44,14 @@ def build_trainer(
         config,
         layout=layout,
         precision=precision,
+        family=checkpoint.family,
         output_dir=run.checkpoints / ".writing",
         evaluates=evaluates,
     )
     set_seed(config.seed)
     adapts = config.adapter.method is not AdapterMethod.none
     dtype = precision.torch_dtype if adapts else torch.float32  # full fine-tunes keep fp32 master weights
-    model = load_model(checkpoint, precision, config.quantization, dtype=dtype)
+    model = load_model(checkpoint, precision, config.quantization, dtype=dtype, sharded=layout.sharded)
     if adapts:
         model = attach_adapter(model, config.adapter)
     trained = _count_trainable(model, config)
@@ -58,6 +59,8 @@ def build_trainer(
     if config.trainer.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
     trainer = RunTrainer(
+        layout=layout,
+        precision=precision,
         run=run,
         guard=StepGuard(data),
         checkpoints_kept=config.trainer.save_total_limit,

@@ -19,6 +19,9 @@ from gemma_ft.training.layout import among_others
 
 logger = logging.getLogger("gemma_ft")
 
+SHARDED_WEIGHTS, SHARDED_OPTIMIZER = "weights", "optimizer"
+"""Folders in a checkpoint of a sharded run, with safetensors of each process."""
+
 _MANIFEST = "files.json"
 _CHUNK = 1 << 24
 
@@ -95,7 +98,9 @@ def publish_checkpoint(written: Path, run: RunFolder, step: int) -> None:
         TrainingError: It is not whole, or a weight is not finite.
     """
     (written / "training_args.bin").unlink(missing_ok=True)  # pickled, and read by nobody
-    check_weights(written)
+    shards = [written / name for name in (SHARDED_WEIGHTS, SHARDED_OPTIMIZER)]
+    for folder in shards if shards[0].is_dir() else [written]:
+        check_weights(folder)
     check_states(written)
     files = sorted(path for path in written.rglob("*") if path.is_file())
     listed = {

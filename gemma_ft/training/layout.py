@@ -5,10 +5,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, TrainingError
+from gemma_ft.training.launchers import World, forget_settings, read_world, settle_method, wants_cpu
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
+
+SHARDING_DEVICES: tuple[str, ...] = ("cuda", "xpu")
+"""Kinds of devices that FSDP shards over here: on CPUs accelerate falls back to DDP without a word."""
+
+_VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+_VISIBLE_WHERE_SET = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+"""AMD's own, which stand above CUDA_VISIBLE_DEVICES."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +32,12 @@ class Layout:
     """Micro-batches that a process adds up for an optimizer step."""
     method: ParallelMethod
     """single, ddp or fsdp."""
+    local_rank: int = 0
+    """This process among those of its machine, from 0."""
+    nodes: int = 1
+    """Machines."""
+    launcher_precision: str | None = None
+    """The number format that the launcher was asked for, in accelerate's words; ours stands."""
 
     @property
     def sharded(self) -> bool:
@@ -38,43 +53,120 @@ class Layout:
 def resolve_layout(config: RunConfig) -> Layout:
     """Read the launcher's variables and derive gradient accumulation from the global batch.
 
+    Accelerate's settings in the environment end here, and a single process is left one GPU.
+
     Raises:
         ConfigError: `parallel` does not fit how the program was started, or the batch cannot be shared out.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    method = config.parallel.method
-    if method is ParallelMethod.single and world_size > 1:
+    world = read_world()
+    method = settle_method(config, world)
+    _check_method(method, world)
+    accumulation = _accumulation(config, world.size)
+    shard = config.parallel.dp_shard_size
+    if shard is not None and world.size % shard:
         raise ConfigError(
-            f"parallel=single cannot use the launcher's {world_size} processes. Use parallel=ddp."
+            f"parallel.dp_shard_size={shard} does not divide the {world.size} processes into whole groups. "
+            f"Give a divisor of {world.size}, or leave it out to share over all."
         )
-    if method is ParallelMethod.ddp and world_size == 1:
+    asked = forget_settings(accumulation)
+    if wants_cpu():
+        hide_gpus(keep=0)
+    elif world.size == 1:
+        hide_gpus(keep=1)
+    if method is ParallelMethod.single:
+        os.environ.pop("LOCAL_RANK", None)  # accelerate would connect this process with itself
+    return Layout(
+        world_size=world.size,
+        rank=world.rank,
+        accumulation=accumulation,
+        method=method,
+        local_rank=world.local_rank,
+        nodes=world.nodes,
+        launcher_precision=asked,
+    )
+
+
+def check_devices(layout: Layout, kind: str) -> None:
+    """Check that the processes of this machine have the devices that their method needs.
+
+    Args:
+        layout: The processes.
+        kind: torch's name of the device type that would train.
+
+    Raises:
+        ConfigError: Shards are asked for where there is no GPU, or two processes would share one.
+    """
+    if layout.sharded and kind not in SHARDING_DEVICES:
+        raise ConfigError(
+            f"parallel=fsdp shards over GPUs, and this machine shows none (device {kind}). "
+            "Use parallel=auto, or start it where there are GPUs."
+        )
+    if layout.world_size == 1 or kind not in ("cuda", "xpu"):
+        return
+    gpus = count_gpus()
+    bound = gpus == 1 and "TORCHELASTIC_RUN_ID" not in os.environ  # by SLURM, each process to its own
+    if layout.local_rank >= gpus and not bound:
+        raise ConfigError(
+            f"LOCAL_RANK={layout.local_rank} finds {gpus} GPU(s) on this machine, and two processes cannot "
+            f"train on one. Start at most {gpus} here, or look at CUDA_VISIBLE_DEVICES."
+        )
+
+
+def check_connected(accelerator: "Accelerator", layout: Layout) -> None:
+    """Check that accelerate has connected the processes as they were laid out: it falls back in silence.
+
+    Raises:
+        TrainingError: It has not.
+    """
+    kind = str(accelerator.distributed_type).rpartition(".")[2]
+    expected = {
+        ParallelMethod.single: ("NO",),
+        ParallelMethod.ddp: ("MULTI_GPU", "MULTI_XPU", "MULTI_CPU"),
+        ParallelMethod.fsdp: ("FSDP",),
+    }[layout.method]
+    found = (accelerator.num_processes, accelerator.process_index)
+    if kind not in expected or found != (layout.world_size, layout.rank):
+        raise TrainingError(
+            f"parallel={layout.method} asked for process {layout.rank} of {layout.world_size}, but accelerate "
+            f"has made process {found[1]} of {found[0]} with {kind}. Start it with torchrun, which "
+            "needs no settings of its own."
+        )
+
+
+def count_gpus() -> int:
+    """Count the GPUs in sight, without taking hold of one."""
+    import torch
+
+    return torch.cuda.device_count() or torch.xpu.device_count()
+
+
+def _check_method(method: ParallelMethod, world: World) -> None:
+    if method is ParallelMethod.single and world.size > 1:
+        raise ConfigError(
+            f"parallel=single cannot use the launcher's {world.size} processes. Use parallel=ddp or fsdp."
+        )
+    if method is ParallelMethod.ddp and world.size == 1:
         raise ConfigError(
             "parallel=ddp needs one process a GPU, which the command line starts where it sees two GPUs or "
-            "more. Use parallel=auto for one device."
+            "more. Use parallel=auto for one device, or torchrun --nproc-per-node for processes on CPUs."
         )
-    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise ConfigError(
-                f"parallel={method} cannot use the launcher's {variable}. Launch plain multi-GPU training."
-            )
-    if method is ParallelMethod.auto:
-        method = ParallelMethod.single if world_size == 1 else ParallelMethod.ddp
-    if world_size == 1:
-        hide_other_gpus()
-    share = config.trainer.micro_batch_size * world_size
-    if config.trainer.global_batch_size % share:
+    if method is ParallelMethod.fsdp and not world.launched:
         raise ConfigError(
-            f"trainer.global_batch_size={config.trainer.global_batch_size} is not divisible by {share} "
-            f"(trainer.micro_batch_size={config.trainer.micro_batch_size} x {world_size} processes). "
+            "parallel=fsdp needs one process a GPU, which the command line starts where it sees GPUs, and "
+            "torchrun everywhere. Use parallel=auto for one device without shards."
+        )
+
+
+def _accumulation(config: RunConfig, processes: int) -> int:
+    trainer = config.trainer
+    share = trainer.micro_batch_size * processes
+    if trainer.global_batch_size % share:
+        raise ConfigError(
+            f"trainer.global_batch_size={trainer.global_batch_size} is not divisible by {share} "
+            f"(trainer.micro_batch_size={trainer.micro_batch_size} x {processes} processes). "
             f"Make it a multiple of {share}."
         )
-    return Layout(
-        world_size=world_size,
-        rank=rank,
-        accumulation=config.trainer.global_batch_size // share,
-        method=method,
-    )
+    return trainer.global_batch_size // share
 
 
 def among_others() -> bool:
@@ -88,7 +180,9 @@ def to_share(number: int) -> "torch.Tensor":
     """Hold a number where the connected processes can exchange it: NCCL takes what is on a GPU only."""
     import torch
 
-    return torch.tensor(number, device="cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+    first = torch.distributed.get_backend_config().split(",")  # like cpu:gloo,cuda:nccl
+    kinds = [entry.partition(":")[0] for entry in first]
+    return torch.tensor(number, device="cpu" if "cpu" in kinds else kinds[0])
 
 
 def any_process(flag: bool) -> bool:
@@ -117,10 +211,13 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def hide_other_gpus() -> None:
-    """Leave this process one GPU; with several in sight transformers would wrap the model in DataParallel.
+def hide_gpus(*, keep: int) -> None:
+    """Leave this process one GPU or none; with several in sight transformers would wrap the model in DataParallel.
 
     Works until torch looks for GPUs, which it does when first asked, not when imported.
+
+    Args:
+        keep: How many of those in sight stay, 0 or 1.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = "0" if visible is None else visible.split(",")[0]
+    for name in (*_VISIBLE, *(name for name in _VISIBLE_WHERE_SET if name in os.environ)):
+        os.environ[name] = os.environ.get(name, "0").split(",")[0] if keep else ""

@@ -24,6 +24,8 @@ from gemma_ft.training.opening import open_folder
 from gemma_ft.training.record import record_trained
 
 if TYPE_CHECKING:
+    import torch
+
     from gemma_ft.modeling.checkpoint import Checkpoint
     from gemma_ft.modeling.precision import Precision
     from gemma_ft.training.trackers.tracker import Tracker
@@ -128,8 +130,9 @@ def _learn(
         trainer.evaluate()
     _sample(trainer, config, run, layout, when="after")
     check_stop()
+    weights = trainer.trained_weights()
     if layout.writes:
-        _save(trainer, config, run, checkpoint)
+        _save(trainer, weights, config, run, checkpoint)
         record_trained(run, config, checkpoint, precision)
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         run.write_status(State.running, Stage.trained)
@@ -190,8 +193,14 @@ def _sample(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: La
     logger.info("%s training: %r -> %r", when, prompt, text)
 
 
-def _save(trainer: "RunTrainer", config: RunConfig, run: RunFolder, checkpoint: "Checkpoint") -> None:
-    """Write what was trained: the adapter, or the whole model."""
+def _save(
+    trainer: "RunTrainer",
+    weights: "dict[str, torch.Tensor] | None",
+    config: RunConfig,
+    run: RunFolder,
+    checkpoint: "Checkpoint",
+) -> None:
+    """Write what was trained: the adapter, or the whole model, from its weights where they lay in shards."""
     from gemma_ft.modeling.adapters import save_adapter
     from gemma_ft.modeling.weights import check_weights, publish_folder
 
@@ -199,11 +208,10 @@ def _save(trainer: "RunTrainer", config: RunConfig, run: RunFolder, checkpoint: 
     final = run.model if config.adapter.method is AdapterMethod.none else run.adapter
     beside = Path(trainer.args.output_dir) / final.name
     if final is run.adapter:
-        save_adapter(
-            model, beside, base=checkpoint.hub_id or str(checkpoint.folder), revision=checkpoint.revision
-        )
+        base = checkpoint.hub_id or str(checkpoint.folder)
+        save_adapter(model, beside, base=base, revision=checkpoint.revision, weights=weights)
     else:
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, state_dict=weights)
         trainer.processing_class.save_pretrained(beside)
     check_weights(beside)
     publish_folder(beside, final)

@@ -16,16 +16,17 @@ from gemma_ft.errors import Interrupted
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import agreed_stop
 from gemma_ft.training.checkpoints import publish_checkpoint, rotate, torn_because
-from gemma_ft.training.evaluating import EvaluatingTrainer
 from gemma_ft.training.guard import StepGuard, weights_of
 from gemma_ft.training.interval import Interval
 from gemma_ft.training.layout import any_process
 from gemma_ft.training.schedule import stretch_schedule
+from gemma_ft.training.sharded_trainer import ShardedTrainer
+from gemma_ft.training.sharding import whole
 
 logger = logging.getLogger("gemma_ft")
 
 
-class RunTrainer(EvaluatingTrainer):
+class RunTrainer(ShardedTrainer):
     """Train as TRL does; checkpoints appear whole, under the run folder's names."""
 
     def __init__(
@@ -40,7 +41,7 @@ class RunTrainer(EvaluatingTrainer):
             run: Where checkpoints go.
             guard: Looks at every step before it is taken.
             checkpoints_kept: How many stay; None keeps all.
-            arguments: SFTTrainer's own.
+            arguments: Those of a ShardedTrainer.
         """
         self.run = run
         self.guard = guard
@@ -94,7 +95,7 @@ class RunTrainer(EvaluatingTrainer):
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Know the gradients' norm, which transformers does right before every optimizer step."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = whole(super()._get_grad_norm(model, grad_norm))
         self.guard.check(norm, weights_of(model), self.state.global_step + 1, self.accelerator.scaler)
         return norm
 
@@ -105,6 +106,8 @@ class RunTrainer(EvaluatingTrainer):
 
     def _take_last(self, checkpoint: Path, state: TrainerState) -> None:
         """Stand where training ended, with the evaluation that a stop may have cut."""
+        if self.layout.sharded:
+            self.shard()
         self._load_from_checkpoint(str(checkpoint))
         self.state = state
         state.is_local_process_zero = self.is_local_process_zero()

@@ -6,11 +6,12 @@ from gemma_ft.config.schema import (
     AdapterMethod,
     Attention,
     Dtype,
-    QuantizationMethod,
     ParallelMethod,
+    QuantizationMethod,
     RunConfig,
 )
 from gemma_ft.errors import ConfigError
+from gemma_ft.families import FAMILIES
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.layout import Layout
@@ -26,7 +27,12 @@ def build(tmp_path):
         precision = Precision(device=device, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=())
         layout = Layout(world_size=1, rank=0, accumulation=16, method=ParallelMethod.single)
         return build_arguments(
-            config, layout=layout, precision=precision, output_dir=tmp_path, evaluates=True
+            config,
+            layout=layout,
+            precision=precision,
+            family=FAMILIES[0],
+            output_dir=tmp_path,
+            evaluates=True,
         )
 
     return run

@@ -16,6 +16,7 @@ from gemma_ft.config.trainer import TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
 from gemma_ft.data.tokens.encoding import NOT_LEARNED
 from gemma_ft.errors import ConfigError, DataError
+from gemma_ft.families import FAMILIES
 from gemma_ft.modeling.precision import Device, Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
@@ -81,14 +82,19 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
         )
     )
     cpu = Device(kind="cpu", name="CPU", bf16=True, flash_attention=False)
+    alone = Layout(world_size=1, rank=0, accumulation=1, method=ParallelMethod.single)
+    precision = Precision(device=cpu, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=())
     arguments = build_arguments(
         config,
-        layout=Layout(world_size=1, rank=0, accumulation=1, method=ParallelMethod.single),
-        precision=Precision(device=cpu, dtype=Dtype.fp32, attention=Attention.sdpa, reasons=()),
+        layout=alone,
+        precision=precision,
+        family=FAMILIES[0],
         output_dir=folder,
         evaluates=False,
     )
     return RunTrainer(
+        layout=alone,
+        precision=precision,
         run=RunFolder(folder),
         guard=StepGuard(SimpleNamespace(rows=packed)),
         checkpoints_kept=None,

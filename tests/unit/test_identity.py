@@ -75,6 +75,7 @@ def test_every_key_that_may_change_is_one_that_can_be_set():
 
     keys = {item.name for item in dataclasses.fields(RunConfig)}
     keys |= {f"trainer.{item.name}" for item in dataclasses.fields(RunConfig().trainer)}
+    keys |= {f"parallel.{item.name}" for item in dataclasses.fields(RunConfig().parallel)}
     keys |= {f"trainer.extra.{name}" for name in PASSED}
     assert set(NOT_IDENTITY) - keys == set()
 

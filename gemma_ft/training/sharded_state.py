@@ -1,0 +1,105 @@
+"""What a sharded run saves to go on: each process its own shards, read back by any number of processes.
+
+`weights/` and `optimizer/` hold safetensors that torch.distributed.checkpoint writes and shares out anew;
+optimizer.json holds what is no tensor. Frozen weights are the base's and are not saved.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from gemma_ft.training.checkpoints import SHARDED_OPTIMIZER, SHARDED_WEIGHTS
+
+_NUMBERS = "optimizer.json"
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+_STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
+_HEAD = "lm_head.weight"
+
+
+def save_shards(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path, *, writes: bool
+) -> None:
+    """Write the trained weights and the optimizer; every process must call it.
+
+    Args:
+        model: A sharded one.
+        optimizer: Its optimizer.
+        folder: Of the checkpoint.
+        writes: Whether this process writes what is the same in all of them.
+    """
+    _write(_trained_weights(model), folder / SHARDED_WEIGHTS)
+    state = get_optimizer_state_dict(model, optimizer, options=_STATE)
+    tensors = {name: value for name, value in state.items() if _is_shared_out(value)}
+    _write(tensors, folder / SHARDED_OPTIMIZER)
+    if writes:
+        numbers = {name: _plain(value) for name, value in state.items() if name not in tensors}
+        (folder / _NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+
+
+def load_weights(model: torch.nn.Module, folder: Path) -> None:
+    """Give a sharded model the trained weights of a checkpoint; every process must call it."""
+    weights = _trained_weights(model)
+    _read(weights, folder / SHARDED_WEIGHTS)
+    set_model_state_dict(model, weights, options=_TRAINED)
+
+
+def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Give an optimizer of a sharded model the state of a checkpoint; every process must call it."""
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_STATE)
+    numbers = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
+    tensors = {name: value for name, value in state.items() if _is_shared_out(value)}
+    _read(tensors, folder / SHARDED_OPTIMIZER)
+    for name, value in state.items():
+        if name not in tensors:
+            like = isinstance(value, torch.Tensor)
+            state[name] = torch.tensor(numbers[name], dtype=value.dtype) if like else numbers[name]
+    set_optimizer_state_dict(model, optimizer, {**state, **tensors}, options=_STATE)
+
+
+def gather_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trained weights whole, in the memory of the first process; every process must call it.
+
+    Returns:
+        Names as in an unsharded model; nothing in the other processes.
+    """
+    options = StateDictOptions(ignore_frozen_params=True, full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    return {name: value for name, value in weights.items() if not _is_tied(name, weights)}
+
+
+def _trained_weights(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the trained weights as they lie on this process; a tied head is the embedding."""
+    weights: dict[str, Any] = get_model_state_dict(model, options=_TRAINED)
+    return {name: value for name, value in weights.items() if not _is_tied(name, weights)}
+
+
+def _is_tied(name: str, weights: dict[str, Any]) -> bool:
+    return name.endswith(_HEAD) and any(key.endswith("embed_tokens.weight") for key in weights)
+
+
+def _is_shared_out(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _write(tensors: dict[str, Any], folder: Path) -> None:
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def _read(tensors: dict[str, Any], folder: Path) -> None:
+    load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
