@@ -102,8 +102,8 @@ def check_alone() -> None:
             )
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ:
         raise ConfigError(
-            "accelerate launch was asked for several processes and has started one, as it does with --cpu and "
-            "for distributed_type MULTI_CPU or NO. "
+            "accelerate launch was asked for several processes and has started one, as it does with --cpu "
+            "and for distributed_type MULTI_CPU or NO. "
             f"On GPUs add --multi_gpu; on CPUs start them with {_TORCHRUN}."
         )
 
@@ -137,7 +137,7 @@ def forget_settings(accumulation: int) -> str | None:
         accumulation: Micro-batches of an optimizer step, as derived.
 
     Returns:
-        The number format that the launcher's file asks for, in accelerate's words; None where it asks for none.
+        The number format that the launcher's file asks for, in accelerate's words; None where for none.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     steps = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto")
@@ -148,9 +148,14 @@ def forget_settings(accumulation: int) -> str | None:
             steps,
             accumulation,
         )
+    clear_settings()
+    return None if asked == "no" else asked
+
+
+def clear_settings() -> None:
+    """Leave accelerate no settings in the environment, its own of an earlier run included."""
     for name in [name for name in os.environ if name.startswith(_PREFIXES) and name not in _KEPT]:
         del os.environ[name]
-    return None if asked == "no" else asked
 
 
 def wants_cpu() -> bool:
@@ -179,8 +184,8 @@ def _refuse_other_engines() -> None:
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
         raise ConfigError(
-            f"the launcher's dynamo_backend={backend} is not taken from there. Give it dynamo_backend no, and "
-            f"+trainer.extra.torch_compile_backend={backend} to the run."
+            f"the launcher's dynamo_backend={backend} is not taken from there. Give it dynamo_backend no, "
+            f"and +trainer.extra.torch_compile_backend={backend} to the run."
         )
 
 
@@ -225,6 +230,7 @@ def _number(variable: str, *, at_least: int = 0, default: int = 0) -> int:
         return default
     if not text.isdecimal() or int(text) < at_least:
         raise ConfigError(
-            f"{variable}={text} is no number from {at_least}. Unset it, or start with a launcher that sets it."
+            f"{variable}={text} is no number from {at_least} up. Unset it, or start with a launcher that "
+            "sets it."
         )
     return int(text)

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError, TrainingError
-from gemma_ft.training.launchers import World, forget_settings, read_world, settle_method, wants_cpu
+from gemma_ft.training.launchers import (
+    World,
+    clear_settings,
+    forget_settings,
+    read_world,
+    settle_method,
+    wants_cpu,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +23,6 @@ SHARDING_DEVICES: tuple[str, ...] = ("cuda", "xpu")
 """Kinds of devices that FSDP shards over here: on CPUs accelerate falls back to DDP without a word."""
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-_VISIBLE_WHERE_SET = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-"""AMD's own, which stand above CUDA_VISIBLE_DEVICES."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,11 +101,8 @@ def check_devices(layout: Layout, kind: str) -> None:
     Raises:
         ConfigError: Shards are asked for where there is no GPU, or two processes would share one.
     """
-    if layout.sharded and kind not in SHARDING_DEVICES:
-        raise ConfigError(
-            f"parallel=fsdp shards over GPUs, and this machine shows none (device {kind}). "
-            "Use parallel=auto, or start it where there are GPUs."
-        )
+    if layout.sharded:
+        check_shardable(kind)
     if layout.world_size == 1 or kind not in ("cuda", "xpu"):
         return
     gpus = count_gpus()
@@ -109,6 +111,19 @@ def check_devices(layout: Layout, kind: str) -> None:
         raise ConfigError(
             f"LOCAL_RANK={layout.local_rank} finds {gpus} GPU(s) on this machine, and two processes cannot "
             f"train on one. Start at most {gpus} here, or look at CUDA_VISIBLE_DEVICES."
+        )
+
+
+def check_shardable(kind: str) -> None:
+    """Check that FSDP shards over a kind of device.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if kind not in SHARDING_DEVICES:
+        raise ConfigError(
+            f"parallel=fsdp shards over GPUs, and this machine shows none (device {kind}). "
+            "Use parallel=auto, or start it where there are GPUs."
         )
 
 
@@ -127,9 +142,9 @@ def check_connected(accelerator: "Accelerator", layout: Layout) -> None:
     found = (accelerator.num_processes, accelerator.process_index)
     if kind not in expected or found != (layout.world_size, layout.rank):
         raise TrainingError(
-            f"parallel={layout.method} asked for process {layout.rank} of {layout.world_size}, but accelerate "
-            f"has made process {found[1]} of {found[0]} with {kind}. Start it with torchrun, which "
-            "needs no settings of its own."
+            f"parallel={layout.method} asked for process {layout.rank} of {layout.world_size}, but "
+            f"accelerate has made process {found[1]} of {found[0]} with {kind}. Start it with torchrun, "
+            "which needs no settings of its own."
         )
 
 
@@ -209,15 +224,17 @@ def leave_processes() -> None:
     if among_others():
         gc.collect()
         torch.distributed.destroy_process_group()
+    clear_settings()
 
 
 def hide_gpus(*, keep: int) -> None:
-    """Leave this process one GPU or none; with several in sight transformers would wrap the model in DataParallel.
+    """Leave this process one GPU or none: with several in sight transformers would use DataParallel.
 
     Works until torch looks for GPUs, which it does when first asked, not when imported.
 
     Args:
         keep: How many of those in sight stay, 0 or 1.
     """
-    for name in (*_VISIBLE, *(name for name in _VISIBLE_WHERE_SET if name in os.environ)):
+    above = ("HIP_VISIBLE_DEVICES",) if "HIP_VISIBLE_DEVICES" in os.environ else ()  # AMD's own stands first
+    for name in (*_VISIBLE, *above):
         os.environ[name] = os.environ.get(name, "0").split(",")[0] if keep else ""
