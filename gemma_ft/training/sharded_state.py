@@ -24,7 +24,7 @@ from gemma_ft.training.checkpoints import SHARDED_OPTIMIZER, SHARDED_WEIGHTS
 
 _NUMBERS = "optimizer.json"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
-_STATE = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
+_STATE = StateDictOptions(ignore_frozen_params=True)
 _HEAD = "lm_head.weight"
 
 
@@ -40,12 +40,12 @@ def save_shards(
         writes: Whether this process writes what is the same in all of them.
     """
     _write(_trained_weights(model), folder / SHARDED_WEIGHTS)
-    state = get_optimizer_state_dict(model, optimizer, options=_STATE)
-    tensors = {name: value for name, value in state.items() if _is_shared_out(value)}
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_STATE)
+    tensors, numbers = _split(state["state"])
     _write(tensors, folder / SHARDED_OPTIMIZER)
     if writes:
-        numbers = {name: _plain(value) for name, value in state.items() if name not in tensors}
-        (folder / _NUMBERS).write_text(json.dumps(numbers) + "\n", encoding="utf-8")
+        rest = {"state": numbers, "param_groups": state["param_groups"]}
+        (folder / _NUMBERS).write_text(json.dumps(rest, default=_plain) + "\n", encoding="utf-8")
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
@@ -58,14 +58,15 @@ def load_weights(model: torch.nn.Module, folder: Path) -> None:
 def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Give an optimizer of a sharded model the state of a checkpoint; every process must call it."""
     state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_STATE)
-    numbers = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
-    tensors = {name: value for name, value in state.items() if _is_shared_out(value)}
-    _read(tensors, folder / SHARDED_OPTIMIZER)
-    for name, value in state.items():
-        if name not in tensors:
-            like = isinstance(value, torch.Tensor)
-            state[name] = torch.tensor(numbers[name], dtype=value.dtype) if like else numbers[name]
-    set_optimizer_state_dict(model, optimizer, {**state, **tensors}, options=_STATE)
+    saved = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
+    tensors, numbers = _split(state["state"])
+    _read(tensors, folder / SHARDED_OPTIMIZER)  # into the tensors of the state itself
+    for name, values in numbers.items():
+        for key, value in values.items():
+            found = saved["state"][name][key]
+            state["state"][name][key] = value.fill_(found) if isinstance(value, torch.Tensor) else found
+    state["param_groups"] = saved["param_groups"]
+    set_optimizer_state_dict(model, optimizer, state, options=_STATE)
 
 
 def gather_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -89,12 +90,21 @@ def _is_tied(name: str, weights: dict[str, Any]) -> bool:
     return name.endswith(_HEAD) and any(key.endswith("embed_tokens.weight") for key in weights)
 
 
-def _is_shared_out(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0
+def _split(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Part an optimizer's state into tensors, by parameter and name, and numbers, of which each has few."""
+    tensors: dict[str, Any] = {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, values in state.items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor) and value.ndim:
+                tensors[f"{name}.{key}"] = value
+            else:
+                numbers.setdefault(name, {})[key] = value
+    return tensors, numbers
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
+    return value.item()
 
 
 def _write(tensors: dict[str, Any], folder: Path) -> None:
