@@ -156,6 +156,8 @@ def _train(
         with stopping.deferred():
             trainer.go_on(checkpoint, extends=extends)
     else:
+        if layout.sharded and config.trainer.sample_prompt is not None:
+            trainer.shard()
         _sample(trainer, config, run, layout, when="before")
         with stopping.deferred():
             trainer.train()
@@ -181,14 +183,16 @@ def _just_evaluated(trainer: "RunTrainer") -> bool:
 
 
 def _sample(trainer: "RunTrainer", config: RunConfig, run: RunFolder, layout: Layout, *, when: str) -> None:
-    if config.trainer.sample_prompt is None or not layout.writes:
+    if config.trainer.sample_prompt is None or not (layout.writes or layout.sharded):
         return
     from gemma_ft.evaluation.generate import answer, learned_plain_text
 
     prompt, length = config.trainer.sample_prompt, config.trainer.sample_tokens
     raw = learned_plain_text(run)
-    with trainer.accelerator.autocast():  # as in training: the weights of a full fine-tune are fp32
+    with trainer.computing():
         text = answer(trainer.model, trainer.processing_class, prompt, max_new_tokens=length, raw=raw)
+    if not layout.writes:  # it answered with its shards
+        return
     run.append_metrics({"step": trainer.state.global_step, "sample": when, "prompt": prompt, "answer": text})
     logger.info("%s training: %r -> %r", when, prompt, text)
 

@@ -1,10 +1,13 @@
 """TRL's trainer on a model whose weights lie in shards on several processes."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.training.evaluating import EvaluatingTrainer
@@ -38,7 +41,18 @@ class ShardedTrainer(EvaluatingTrainer):
         """Shard the model without training it."""
         model, self.optimizer = self.accelerator.prepare(self.model, self.create_optimizer())
         self.model = self.model_wrapped = model
+        register_fsdp_forward_method(model, "generate")
         check_sharded(self.model, self.layout)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute as in training, where full fine-tunes have fp32 weights; shards are shards again after."""
+        with self.accelerator.autocast():
+            yield
+        if self.layout.sharded:
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
 
     def trained_weights(self) -> dict[str, torch.Tensor] | None:
         """Return what was trained, whole, where it lies in shards; every process must call it."""
