@@ -1,0 +1,72 @@
+"""A Ray Train program (`ray job submit`)."""
+
+from pprint import pformat
+from textwrap import indent
+
+from gemma_ft.launching.header import build_header
+from gemma_ft.launching.job import Job
+from gemma_ft.launching.text import bash_word, fill
+
+SUFFIX = ".ray.py"
+
+_CHECKED = "its like was run by Ray 2.60 on one machine, with two workers on CPUs; several nodes were not."
+
+
+def submit_command(job: Job, file: str) -> str:
+    """Return the command that submits a file."""
+    return f"ray job submit --working-dir . -- python {bash_word(file)}"
+
+
+def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str:
+    """Write the program.
+
+    Args:
+        job: The run.
+        file: What it will be called.
+        shared_dir: A folder that every node of the cluster sees.
+        use_gpu: Whether a worker takes a GPU; tests have none.
+    """
+    header = build_header(
+        job, submit=submit_command(job, file), checked=_CHECKED, prepare=_prepare(job, shared_dir)
+    )
+    return fill(
+        "ray.txt",
+        header=header,
+        name=repr(job.plain_name),
+        shared=repr(shared_dir),
+        run_dir=repr(job.run_dir),
+        processes=job.processes,
+        nodes=job.nodes,
+        gpus=job.gpus,
+        words=_list(job.words),
+        use_gpu=use_gpu,
+        resources=_resources(job, use_gpu=use_gpu),
+    )
+
+
+def _prepare(job: Job, shared_dir: str) -> tuple[str, ...]:
+    lines = [
+        f"Every node of the Ray cluster, its head too, must have gemma_ft and see {shared_dir}.",
+        "Ray gives its workers no signal to save at: a machine that is taken away loses the work since the",
+        "  newest checkpoint. Lower trainer.save_steps where machines may go.",
+    ]
+    if job.secrets:
+        lines.append(
+            f"Have {' and '.join(job.secrets)} in the environment that the nodes' `ray start` was given."
+        )
+    return tuple(lines)
+
+
+def _list(words: tuple[str, ...]) -> str:
+    return "[\n" + indent("".join(f"{word!r},\n" for word in words), " " * 4) + "]"
+
+
+def _resources(job: Job, *, use_gpu: bool) -> str:
+    if job.cpus is None and job.memory is None:
+        return ""
+    each: dict[str, float] = {"GPU": 1} if use_gpu else {}
+    if job.cpus is not None:
+        each["CPU"] = max(job.cpus // job.gpus, 1)
+    if job.memory is not None:
+        each["memory"] = job.memory * 2**30 // job.gpus
+    return f", resources_per_worker={pformat(each)}"
