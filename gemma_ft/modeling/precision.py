@@ -1,31 +1,37 @@
 """The precision policy: which number format and attention a device and a model allow, and why."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from gemma_ft.config.schema import Attention, Dtype, ModelConfig
+from gemma_ft.config.schema import Attention, Dtype, ModelConfig, QuantizationMethod
 from gemma_ft.errors import ConfigError
 from gemma_ft.families import Family
+from gemma_ft.modeling.devices import Device, read_device
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = [
+    "Device",
+    "Precision",
+    "check_quantization",
+    "read_device",
+    "resolve_precision",
+    "why_not_quantized",
+]
+
 TORCH_NAMES = {Dtype.bf16: "bfloat16", Dtype.fp16: "float16", Dtype.fp32: "float32"}
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Device:
-    """What the policy needs to know of the device that trains."""
-
-    kind: str
-    """torch's name of the device type: cpu, cuda, mps or xpu."""
-    name: str
-    """What people call it."""
-    bf16: bool
-    """Whether it computes in bf16 natively."""
-    flash_attention: bool
-    """Whether FlashAttention 2 is installed and runs on it."""
+_NEVER_RUN = {
+    "cuda": "NVIDIA GPUs",
+    "rocm": "AMD GPUs (ROCm)",
+    "xpu": "Intel GPUs (XPU)",
+    "mps": "Apple GPUs (MPS)",
+}
+"""Backends on which none of this has been run; take one out once `tests/gpu` has passed on it."""
+_LEAST_CAPABILITY = (6, 0)
+_AMD_QUANTIZED = ("gfx101", "gfx103", "gfx110", "gfx115", "gfx120", "gfx125", "gfx90", "gfx94", "gfx95")
+"""What bitsandbytes 0.50 lists among its requirements."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +43,10 @@ class Precision:
     attention: Attention
     reasons: tuple[str, ...]
     """Why dtype and attention are what they are, a sentence each."""
+    untested: str = ""
+    """Where none of this was ever run: the kind of device."""
+    warnings: tuple[str, ...] = ()
+    """What works but is likely not meant, with what to do."""
 
     @property
     def torch_dtype(self) -> "torch.dtype":
@@ -47,22 +57,6 @@ class Precision:
         return dtype
 
 
-def read_device() -> Device:
-    """Ask torch what this process would train on."""
-    import torch
-
-    if torch.cuda.is_available():
-        ampere = torch.cuda.get_device_capability() >= (8, 0)
-        return Device(
-            kind="cuda",
-            name=torch.cuda.get_device_name(),
-            # the plain question is answered yes on cards that only emulate bf16
-            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-            flash_attention=ampere and find_spec("flash_attn") is not None,
-        )
-    return Device(kind="cpu", name="CPU", bf16=True, flash_attention=False)
-
-
 def resolve_precision(model: ModelConfig, family: Family, device: Device) -> Precision:
     """Settle `model.dtype` and `model.attention` for a device.
 
@@ -71,26 +65,45 @@ def resolve_precision(model: ModelConfig, family: Family, device: Device) -> Pre
     """
     dtype, dtype_reason = _resolve_dtype(model.dtype, family, device)
     attention, attention_reason = _resolve_attention(model.attention, dtype, family, device)
+    kind = _NEVER_RUN.get(device.backend)
     return Precision(
-        device=device, dtype=dtype, attention=attention, reasons=(dtype_reason, attention_reason)
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        reasons=(dtype_reason, attention_reason),
+        untested=f"not tested on {kind}: the policy follows what torch and the libraries document"
+        if kind
+        else "",
+        warnings=tuple(_warnings(dtype, family, device)),
     )
 
 
 def _resolve_dtype(asked: Dtype, family: Family, device: Device) -> tuple[Dtype, str]:
+    best, reason = _best_dtype(family, device)
     if asked is Dtype.fp16 and device.kind == "cpu":
         raise ConfigError(
             "model.dtype=fp16 cannot train on a CPU: there is no loss scaling. Use model.dtype=auto."
         )
+    if asked is Dtype.fp16 and not device.loss_scaling:
+        raise ConfigError(
+            f"model.dtype=fp16 cannot train on {device.name}: this torch has no loss scaling for it. "
+            f"Use model.dtype=auto, which takes {best}."
+        )
     if asked is Dtype.bf16 and not device.bf16:
         raise ConfigError(
-            f"model.dtype=bf16 is only emulated on {device.name}. Use model.dtype=auto, which takes fp16."
+            f"model.dtype=bf16 is only emulated on {device.name}. Use model.dtype=auto, which takes {best}."
         )
-    if asked is not Dtype.auto:
-        return asked, f"dtype {asked}: as asked"
+    return (best, reason) if asked is Dtype.auto else (asked, f"dtype {asked}: as asked")
+
+
+def _best_dtype(family: Family, device: Device) -> tuple[Dtype, str]:
     if device.kind == "cpu":
         return Dtype.fp32, "dtype fp32: the fastest on a CPU"
     if device.bf16:
-        return Dtype.bf16, f"dtype bf16: {device.name} computes in it natively"
+        knows = "computes in it natively" if device.backend == "cuda" else "has it, as torch reports"
+        return Dtype.bf16, f"dtype bf16: {device.name} {knows}"
+    if device.kind != "cuda":
+        return Dtype.fp32, f"dtype fp32: {device.name} has no bf16, as torch reports"
     if not family.fp16_safe:
         return Dtype.fp32, f"dtype fp32: {device.name} has no bf16, and {family.name} leaves fp16's range"
     return Dtype.fp16, f"dtype fp16: {device.name} has no bf16"
@@ -101,17 +114,90 @@ def _resolve_attention(
 ) -> tuple[Attention, str]:
     flash = device.flash_attention and dtype is not Dtype.fp32
     if asked is not Attention.auto:
-        if asked not in family.attention:
-            raise ConfigError(
-                f"model.attention={asked} cannot compute {family.name}'s attention. "
-                f"Use one of: auto, {', '.join(family.attention)}."
-            )
-        if asked is Attention.flash_attention_2 and not flash:
-            raise ConfigError(
-                "model.attention=flash_attention_2 needs the flash-attn package, bf16 or fp16 and a GPU "
-                f"of compute capability 8.0; here: {device.name}, {dtype}. Use model.attention=auto."
-            )
+        _check_attention(asked, dtype, family, device, flash=flash)
         return asked, f"attention {asked}: as asked"
-    allowed = [name for name in family.attention if name != "flash_attention_2" or flash]
+    takes_flash = flash and not device.rocm
+    allowed = [name for name in family.attention if name != "flash_attention_2" or takes_flash]
     best = Attention(allowed[0])
-    return best, f"attention {best}: the best that {family.name} and {device.name} have here"
+    reason = f"attention {best}: the best that {family.name} and {device.name} have here"
+    if not takes_flash:
+        reason += f"; no flash_attention_2: {_why_no_flash(dtype, device)}"
+    if "sdpa" not in family.attention:
+        reason += "; no sdpa: it leaves out the soft-caps"
+    return best, reason
+
+
+def _check_attention(asked: Attention, dtype: Dtype, family: Family, device: Device, *, flash: bool) -> None:
+    if asked not in family.attention:
+        raise ConfigError(
+            f"model.attention={asked} cannot compute {family.name}'s attention. "
+            f"Use one of: auto, {', '.join(family.attention)}."
+        )
+    if asked is Attention.flash_attention_2 and not flash:
+        raise ConfigError(
+            "model.attention=flash_attention_2 needs the flash-attn package, bf16 or fp16 and a GPU "
+            f"of compute capability 8.0; here: {device.name}, {dtype} ({_why_no_flash(dtype, device)}). "
+            "Use model.attention=auto."
+        )
+
+
+def _why_no_flash(dtype: Dtype, device: Device) -> str:
+    if not device.flash_attention:
+        return device.no_flash_attention or "it is not installed, or does not run here"
+    if dtype is Dtype.fp32:
+        return "it computes in bf16 and fp16 only"
+    return "its ROCm build is taken only where model.attention asks for it, since it was never run here"
+
+
+def _warnings(dtype: Dtype, family: Family, device: Device) -> list[str]:
+    found = []
+    if dtype is Dtype.fp16 and not family.fp16_safe:
+        found.append(
+            f"model.dtype=fp16: {family.name}'s activations grow beyond 65504, the largest number of fp16, "
+            "so the loss is likely to become inf or nan. Use model.dtype=auto, which takes "
+            f"{_best_dtype(family, device)[0]} here."
+        )
+    if device.backend in _NEVER_RUN and device.backend != "cuda":
+        found.append(
+            f"{device.name}: training on {_NEVER_RUN[device.backend]} was never tested. "
+            "Compare the first losses with those of ACCELERATE_USE_CPU=true, which trains on the CPU."
+        )
+    if device.passed_over:
+        found.append(f"training on the CPU: {device.passed_over}")
+    return found
+
+
+def check_quantization(method: QuantizationMethod, optim: str, device: Device) -> None:
+    """Refuse what bitsandbytes cannot do on a device, before weights are fetched.
+
+    Args:
+        method: Storage of the frozen weights.
+        optim: `trainer.optim`.
+        device: What trains.
+
+    Raises:
+        ConfigError: It has no kernels for this, with what to use instead.
+    """
+    if why := why_not_quantized(method, device):
+        raise ConfigError(f"quantization={method} cannot work here: {why}. Use quantization=none.")
+    if device.kind == "mps" and optim.endswith("8bit") and not optim.startswith("adamw_torch"):
+        raise ConfigError(
+            f"trainer.optim={optim} has no kernels for Apple GPUs in bitsandbytes. "
+            "Use trainer.optim=adamw_torch."
+        )
+
+
+def why_not_quantized(method: QuantizationMethod, device: Device) -> str:
+    """Say why bitsandbytes 0.50 cannot store weights so on a device; empty where it can.
+
+    Source: the hardware that its own description of the package asks for.
+    """
+    if method is QuantizationMethod.none:
+        return ""
+    if device.capability is not None and device.capability < _LEAST_CAPABILITY:
+        return f"bitsandbytes needs compute capability 6.0, and {device.name} has {device.architecture}"
+    if device.rocm and device.architecture and not device.architecture.startswith(_AMD_QUANTIZED):
+        return f"bitsandbytes has no kernels for {device.architecture} ({device.name})"
+    if device.kind == "mps" and not device.bf16:
+        return "bitsandbytes needs macOS 14"
+    return ""

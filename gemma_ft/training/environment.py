@@ -30,17 +30,28 @@ _PACKAGES = (
 
 def describe_environment(precision: Precision, layout: Layout) -> dict[str, Any]:
     """Collect versions, the device, the resolved precision and the revision of this code."""
+    device = precision.device
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "git_revision": _git_revision(),
-        "device": precision.device.name,
+        "device": device.name,
+        "device_kind": device.backend,
+        "device_count": device.count,
+        "device_memory_bytes": device.memory,
+        "device_architecture": device.architecture or None,
+        "compute_capability": ".".join(map(str, device.capability)) if device.capability else None,
+        "runtime": device.runtime or None,
+        "driver": device.driver or None,
+        "parallel": layout.method.value,
         "world_size": layout.world_size,
         "gradient_accumulation_steps": layout.accumulation,
         "dtype": precision.dtype.value,
         "attention": precision.attention.value,
         "reasons": list(precision.reasons),
+        "untested": precision.untested or None,
+        "warnings": list(precision.warnings),
     }
 
 

@@ -30,6 +30,8 @@ def open_folder(config: RunConfig, run: RunFolder, layout: Layout, precision: "P
     logger.info(
         "device %s, dtype %s, attention %s", precision.device.name, precision.dtype, precision.attention
     )
+    for warning in precision.warnings:
+        logger.warning("%s", warning)
     _say_batches(config, layout, precision)
 
 
