@@ -1,0 +1,90 @@
+"""Gemmas of full size with made-up weights, and rows to train on: nothing is downloaded."""
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import merge
+
+SHAPES = ("tiny", "2b", "7b")
+_WORDS = ("the", "mouse", "of", "my", "machine", "does", "not", "work", "and", "what", "can", "be", "done")
+_TURNS, _ASKED_WORDS, _ANSWERED_WORDS = 6, 52, 168
+"""As long as UltraChat's."""
+_ROWS = 160
+
+
+def base_bytes(shape: str) -> int:
+    """Return what a base takes on the disk."""
+    if shape == "tiny":
+        return 0
+    return 2 * sum(size[0] * (size[1] if len(size) > 1 else 1) for size in merge.base_shapes(shape).values())
+
+
+def build_base(shape: str, folder: Path) -> Path:
+    """Write a base in bf16, unless it is there, and return its folder.
+
+    The weights are normal with a standard deviation of 0.02, so that losses are finite in fp16 too; words
+    and sizes are those of Gemma 1. The tokenizer is the bundled one; its
+    2,048 words are the first of 256,000.
+
+    Args:
+        shape: tiny (the bundled model), 2b or 7b.
+        folder: Where bases go.
+
+    Raises:
+        OSError: The disk has no room.
+    """
+    from gemma_ft.modeling.tiny import load_tiny
+
+    if shape == "tiny":
+        return load_tiny()
+    base = folder / f"gemma-{shape}"
+    if base.exists():
+        return base
+    free = shutil.disk_usage(folder).free
+    if free < 1.05 * base_bytes(shape):
+        raise OSError(
+            f"{base_bytes(shape) / 2**30:.1f} GiB asked for, {free / 2**30:.1f} GiB free in {folder}"
+        )
+    beside = folder / f".gemma-{shape}"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(load_tiny(), beside, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((beside / "config.json").read_text()) | gemma_sizes(shape)
+    (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    merge.write_normal(beside / "model.safetensors", merge.base_shapes(shape), "BF16")
+    beside.rename(base)
+    return base
+
+
+def gemma_sizes(shape: str) -> dict[str, int]:
+    """Return the sizes of a Gemma 1, by their names in config.json."""
+    size = merge.SHAPES[shape]
+    return {
+        "vocab_size": merge.WORDS,
+        "hidden_size": size["hidden"],
+        "intermediate_size": size["inner"],
+        "num_hidden_layers": size["layers"],
+        "num_attention_heads": size["queries"] // 256,
+        "num_key_value_heads": size["keys"] // 256,
+        "head_dim": 256,
+    }
+
+
+def write_rows(folder: Path) -> dict[str, Path]:
+    """Write conversations as long as UltraChat's and quotes as short as the English quotes."""
+    rng = random.Random(1)
+
+    def text(mean: int) -> str:
+        return " ".join(rng.choices(_WORDS, k=max(3, int(mean * rng.lognormvariate(-0.18, 0.6)))))
+
+    means = {"user": _ASKED_WORDS, "assistant": _ANSWERED_WORDS}
+    turns = [*means] * (_TURNS // 2)
+    chats = [{"messages": [{"role": r, "content": text(means[r])} for r in turns]} for _ in range(_ROWS)]
+    quotes = [{"quote": text(25), "author": text(3)} for _ in range(_ROWS)]
+    files = {"chats": folder / "chats.jsonl", "quotes": folder / "quotes.jsonl"}
+    for name, rows in (("chats", chats), ("quotes", quotes)):
+        files[name].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return files
