@@ -4,8 +4,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module, metadata
 from typing import Any
 
 from gemma_ft.modeling.drivers import amd_driver, explain_unused, hidden_by, nvidia_driver
@@ -221,11 +220,11 @@ def _why_no_package(least: str) -> str:
     from packaging.version import InvalidVersion, Version
 
     try:
-        found = version("flash-attn")
+        found = metadata.version("flash-attn")
         if Version(found) < Version(least):
             return f"flash-attn {found} is older than {least}, the first that trains every Gemma here"
         import_module("flash_attn")
-    except PackageNotFoundError:
+    except metadata.PackageNotFoundError:
         return "the flash-attn package is not installed"
     except InvalidVersion:
         return f"flash-attn has no version that can be compared with {least}"

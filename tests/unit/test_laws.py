@@ -11,6 +11,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli",),
     ("commands",),
+    ("diagnosis",),
     ("training",),
     ("exporting", "planning", "evaluation", "inspection"),
     ("modeling", "data", "runs"),
