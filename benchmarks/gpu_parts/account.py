@@ -43,7 +43,7 @@ def speed(meter: Meter, device: str) -> dict[str, Any]:
 def recomputes(trainer: Any) -> bool:
     """Tell whether the blocks run forward again in the backward pass."""
     sharding = trainer.args.fsdp_config or {}
-    return bool(trainer.model.is_gradient_checkpointing or sharding.get("activation_checkpointing"))
+    return bool(trainer.args.activation_checkpointing or sharding.get("activation_checkpointing"))
 
 
 def adapter_weights(model: torch.nn.Module) -> int | None:
@@ -67,7 +67,8 @@ def rows_of(dataset: Any) -> Rows:
 def memory(meter: Meter) -> dict[str, Any] | None:
     """Return the bytes of each part of a run; None without a GPU.
 
-    weights, adapters: what building them allocated. optimizer: its state tensors; those of a paged one stand
+    weights, adapters: what building them allocated. model: both when training begins, of which a shard is
+    here where FSDP shares them out. optimizer: its state tensors; those of a paged one stand
     outside torch's account and may lie in the machine's memory. gradients: what the backward pass left.
     activations: what the forward pass kept for it. loss: the most that head and loss held above that, both
     ways. backward: its peak above what the step began with: recomputed activations, gradients. peak: the
@@ -87,6 +88,7 @@ def memory(meter: Meter) -> dict[str, Any] | None:
     return {
         "weights": held["model"] - held["nothing"],
         "adapters": held.get("adapters", held["model"]) - held["model"],
+        "model": held["trainer"] - held["nothing"],
         "optimizer": sum(value.nbytes for value in states if not getattr(value, "is_paged", False)),
         "optimizer_paged": sum(value.nbytes for value in states if getattr(value, "is_paged", False)),
         "gradients": meter.gradients,

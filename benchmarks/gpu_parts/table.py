@@ -42,7 +42,8 @@ _PAGED = (*_FEW, "trainer.optim=paged_adamw_8bit")
 
 
 def _on(training: Training, parallel: str) -> Training:
-    return Training(recipe=training.recipe, words=(f"parallel={parallel}",))
+    """Train on all GPUs of a machine, up to eight."""
+    return Training(recipe=training.recipe, words=("trainer.global_batch_size=8", f"parallel={parallel}"))
 
 
 PARTS = {

@@ -51,6 +51,7 @@ def command(training: Training, place: Place, name: str) -> list[str]:
         f"model.path={build_base(place.shape, place.folder)}",
         "dataset=local",
         f"dataset.path={write_rows(place.folder)[training.rows]}",
+        "dataset.eval_fraction=0",
         "export=none",
         "trainer.max_steps=1000",
         "trainer.save_steps=100000",
