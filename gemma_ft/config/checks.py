@@ -9,6 +9,7 @@ from gemma_ft.config.model_files import find_model_problems, look_at_model
 from gemma_ft.config.optimizers import find_optimizer_problems
 from gemma_ft.config.schema import AdapterMethod, Attention, QuantizationMethod, RunConfig
 from gemma_ft.config.secret_values import find_secret_problems
+from gemma_ft.config.sharding import find_sharding_problems
 from gemma_ft.config.types import find_type_problems
 from gemma_ft.errors import ConfigError
 from gemma_ft.secrets import redact
@@ -47,7 +48,8 @@ def find_problems(config: RunConfig) -> list[str]:
     found += (
         find_model_problems(config.model) + _pickle_problems(config) + find_optimizer_problems(config.trainer)
     )
-    return found + _length_problems(config) + _precision_problems(config) + _evaluation_problems(config)
+    found += _length_problems(config) + _precision_problems(config) + find_sharding_problems(config)
+    return found + _evaluation_problems(config)
 
 
 def _sections(section: Any) -> Iterator[Any]:

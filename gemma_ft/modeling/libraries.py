@@ -28,13 +28,19 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
     )
+    logging.getLogger("transformers.training_args").addFilter(_says_what_a_user_can_act_on)
     logging.getLogger("transformers.trainer_utils").addFilter(_says_what_a_user_can_act_on)
 
 
 def _says_what_a_user_can_act_on(record: logging.LogRecord) -> bool:
     # a Gemma 3 chat tokenizer ends with <end_of_turn>, its config with <eos>; our export lists both.
     # Saving or logging at other steps than before is allowed, and what is configured now is what holds.
-    quiet = "has new PAD/BOS/EOS tokens", "do not match the ones in the `trainer_state.json`"
+    # FSDP's own recomputing, which transformers then advises, loses adapters.
+    quiet = (
+        "has new PAD/BOS/EOS tokens",
+        "do not match the ones in the `trainer_state.json`",
+        "prefer `fsdp_config",
+    )
     return not any(words in str(record.msg) for words in quiet)
 
 

@@ -92,7 +92,7 @@ def build_arguments(
             report_to="none",  # the tracker takes what metrics.jsonl takes
             **_ALWAYS,
             **_device(trainer, layout, precision),
-            **_memory(config, layout, family),
+            **_memory(config, layout, precision, family),
             **{name: getattr(trainer, name) for name in _AS_THEY_ARE},
             **_evaluation(trainer, evaluates=evaluates),
             **trainer.extra,
@@ -130,12 +130,12 @@ def _device(trainer: TrainerConfig, layout: Layout, precision: Precision) -> dic
     }
 
 
-def _memory(config: RunConfig, layout: Layout, family: Family) -> dict[str, Any]:
+def _memory(config: RunConfig, layout: Layout, precision: Precision, family: Family) -> dict[str, Any]:
     """Shard the model, or not, and have its activations recomputed, by FSDP or by transformers."""
     recomputes = layout.sharded and checkpoints_blocks(config)
     return {
         "activation_checkpointing": config.trainer.gradient_checkpointing and not recomputes,
-        **build_sharding(config, layout, family),
+        **build_sharding(config, layout, precision, family),
     }
 
 

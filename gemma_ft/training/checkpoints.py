@@ -98,9 +98,10 @@ def publish_checkpoint(written: Path, run: RunFolder, step: int) -> None:
         TrainingError: It is not whole, or a weight is not finite.
     """
     (written / "training_args.bin").unlink(missing_ok=True)  # pickled, and read by nobody
-    shards = [written / name for name in (SHARDED_WEIGHTS, SHARDED_OPTIMIZER)]
-    for folder in shards if shards[0].is_dir() else [written]:
-        check_weights(folder)
+    shards, states = written / SHARDED_WEIGHTS, written / SHARDED_OPTIMIZER
+    check_weights(shards if shards.is_dir() else written)
+    if states.is_dir():
+        check_weights(states)
     check_states(written)
     files = sorted(path for path in written.rglob("*") if path.is_file())
     listed = {

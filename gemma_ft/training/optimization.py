@@ -16,7 +16,7 @@ _STEPS = 1_000_000
 
 
 def check_optimization(arguments: "SFTConfig") -> None:
-    """Build the optimizer and the schedule for a few numbers, and take a step where this is a CPU.
+    """Build the optimizer and the schedule for a few numbers; take a step on a CPU, and on shards.
 
     Raises:
         ConfigError: A package or an argument is missing, or a value cannot be used.
@@ -72,7 +72,7 @@ def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":
     from transformers import Trainer
 
     with torch.random.fork_rng(devices=[]):
-        stand_in = torch.nn.Linear(4, 4)
+        stand_in = torch.nn.Linear(4, 4) if not arguments.fsdp else _sharded_linear(arguments)
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, stand_in)
         optimizer: torch.optim.Optimizer = kind(
@@ -85,9 +85,42 @@ def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":
             f"trainer.optim={arguments.optim.value} cannot be built ({_first_line(error)}). "
             "Mend that, or use trainer.optim=adamw_torch."
         ) from error
-    if arguments.use_cpu:
+    if arguments.fsdp:
+        _check_shards(arguments, stand_in, optimizer)
+    elif arguments.use_cpu:
         stand_in(torch.ones(1, 4)).sum().backward()
     return optimizer
+
+
+def _sharded_linear(arguments: "SFTConfig") -> "torch.nn.Module":
+    """Shard a layer over the processes; large enough for optimizers that hold small ones otherwise."""
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    layer = torch.nn.Linear(128, 128, device=arguments.device)
+    fully_shard(layer)
+    return layer
+
+
+def _check_shards(
+    arguments: "SFTConfig", layer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+) -> None:
+    """Take a step on a sharded layer, which optimizers with code of their own for it cannot."""
+    import torch
+
+    began_with_state = bool(optimizer.state)  # of weights that were whole when it was built
+    try:
+        layer(torch.ones(1, 128, device=arguments.device)).sum().backward()
+        optimizer.step()
+    except Exception as error:
+        reason = f" ({_first_line(error)[:120]})"
+    else:
+        reason = " (its state is made before they are)" if began_with_state else ""
+    if reason:
+        raise ConfigError(
+            f"trainer.optim={arguments.optim.value} cannot step on the shards of parallel=fsdp{reason}. "
+            "Use trainer.optim=adamw_torch, whose state is sharded too."
+        )
 
 
 def _first_line(error: Exception) -> str:

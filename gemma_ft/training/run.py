@@ -19,7 +19,7 @@ from gemma_ft.training.agreement import check_stop
 from gemma_ft.training.begin import begin_run, claim_folder
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
-from gemma_ft.training.layout import Layout, leave_processes, resolve_layout
+from gemma_ft.training.layout import Layout, check_devices, leave_processes, resolve_layout
 from gemma_ft.training.opening import open_folder
 from gemma_ft.training.record import record_trained
 
@@ -85,14 +85,19 @@ def _fit(
     from gemma_ft.exporting.run import check_export
     from gemma_ft.modeling.checkpoint import find_checkpoint
     from gemma_ft.modeling.libraries import quiet_libraries
-    from gemma_ft.modeling.precision import read_device, resolve_precision
+    from gemma_ft.modeling.precision import check_quantization, read_device, resolve_precision
+    from gemma_ft.training.sharding import check_cuts
     from gemma_ft.training.tracking import tracked
 
     quiet_libraries()
+    device = read_device()
+    check_devices(layout, device.kind)
+    check_quantization(config.quantization.method, config.trainer.optim, device)
     checkpoint = find_checkpoint(config.model if overwrite else run.pin(config.model))
     _check_length(config, checkpoint)
     check_export(config.export, checkpoint.family)
-    precision = resolve_precision(config.model, checkpoint.family, read_device())
+    precision = resolve_precision(config.model, checkpoint.family, device)
+    check_cuts(config, layout, checkpoint, precision)
     if layout.writes:
         claim()
         if not extends:

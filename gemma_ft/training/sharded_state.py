@@ -25,7 +25,8 @@ from gemma_ft.training.checkpoints import SHARDED_OPTIMIZER, SHARDED_WEIGHTS
 _NUMBERS = "optimizer.json"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 _STATE = StateDictOptions(ignore_frozen_params=True)
-_HEAD = "lm_head.weight"
+_WRAPPED = "_checkpoint_wrapped_module."
+"""What recomputing adds to names of weights, and saves leave out."""
 
 
 def save_shards(
@@ -76,18 +77,18 @@ def gather_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         Names as in an unsharded model; nothing in the other processes.
     """
     options = StateDictOptions(ignore_frozen_params=True, full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=options)
-    return {name: value for name, value in weights.items() if not _is_tied(name, weights)}
+    return _only_trained(get_model_state_dict(model, options=options), model)
 
 
 def _trained_weights(model: torch.nn.Module) -> dict[str, Any]:
-    """Return the trained weights as they lie on this process; a tied head is the embedding."""
-    weights: dict[str, Any] = get_model_state_dict(model, options=_TRAINED)
-    return {name: value for name, value in weights.items() if not _is_tied(name, weights)}
+    """Return the trained weights as they lie on this process."""
+    return _only_trained(get_model_state_dict(model, options=_TRAINED), model)
 
 
-def _is_tied(name: str, weights: dict[str, Any]) -> bool:
-    return name.endswith(_HEAD) and any(key.endswith("embed_tokens.weight") for key in weights)
+def _only_trained(weights: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
+    """Leave out the second name of a tied weight, under which torch returns it even where it is frozen."""
+    trained = {name.replace(_WRAPPED, "") for name, value in model.named_parameters() if value.requires_grad}
+    return {name: value for name, value in weights.items() if name in trained}
 
 
 def _split(state: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -108,8 +109,10 @@ def _plain(value: Any) -> Any:
 
 
 def _write(tensors: dict[str, Any], folder: Path) -> None:
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    if tensors:  # plain SGD has none
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _read(tensors: dict[str, Any], folder: Path) -> None:
-    load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    if tensors:
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))

@@ -42,7 +42,7 @@ class ShardedTrainer(EvaluatingTrainer):
         model, self.optimizer = self.accelerator.prepare(self.model, self.create_optimizer())
         self.model = self.model_wrapped = model
         register_fsdp_forward_method(model, "generate")
-        check_sharded(self.model, self.layout)
+        check_sharded(self.model)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -66,7 +66,7 @@ class ShardedTrainer(EvaluatingTrainer):
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         prepared = super()._prepare_for_training(*args, **kwargs)
         if self.layout.sharded:
-            check_sharded(self.model, self.layout)
+            check_sharded(self.model)
         return prepared
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
