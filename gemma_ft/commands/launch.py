@@ -144,7 +144,8 @@ def _check_needed(engine: str, arguments: argparse.Namespace) -> None:
 
 def _example(engine: str) -> str:
     flags = [f"{flag.name} {flag.example} " for flag in _flags_of(engine) if flag.example]
-    return f"python -m gemma_ft launch {engine} --nodes 2 --gpus 8 {''.join(flags)}recipe=ultrachat_full parallel=fsdp"
+    words = f"--nodes 2 --gpus 8 {''.join(flags)}recipe=ultrachat_full parallel=fsdp"
+    return f"python -m gemma_ft launch {engine} {words}"
 
 
 def _write(engine: str, job: "Job", arguments: argparse.Namespace) -> str:
@@ -159,9 +160,8 @@ def _write(engine: str, job: "Job", arguments: argparse.Namespace) -> str:
         flags["spot"] = arguments.spot
     write_text(file, author.render(job, file=str(file), **flags))
     places = f" The nodes need {', '.join(job.places)} too." if job.places else ""
-    return f"{file}: {job.processes} processes on {job.nodes} nodes.{places} Submit it: " + (
-        author.submit_command(job, str(file))
-    )
+    submit = author.submit_command(job, str(file))
+    return f"{file}: {job.processes} processes on {job.nodes} nodes.{places} Submit it: {submit}"
 
 
 def _check_file(file: Path, *, overwrite: bool) -> None:

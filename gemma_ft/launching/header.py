@@ -23,8 +23,8 @@ def build_header(job: Job, *, submit: str, checked: str, prepare: tuple[str, ...
         f"Checked:    {checked}",
         "Before it is submitted:",
         *(f"- {line}" for line in (*prepare, *_place_lines(job))),
-        "The words below are those of the command line. Change `run` with them: it is the run folder that they",
-        "lead to, whose status.json says what follows when the processes end.",
+        "The words below are those of the command line. Change `run` with them: it is the run folder that",
+        "they lead to, whose status.json says what follows when the processes end.",
     ]
     return comment("\n".join(lines))
 

@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 _PORT = 9
 """Any port: connecting a datagram socket asks the routing table and sends nothing."""
@@ -31,7 +31,7 @@ def find_interface(host: str) -> str:
         own = probe.getsockname()[0]
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == own for entry in addresses):
-            return name
+            return str(name)
     raise OSError(f"no interface holds {own}, the address of this machine towards {host}")
 
 

@@ -112,15 +112,13 @@ def _method(config: RunConfig, processes: int) -> ParallelMethod:
 
 
 def _find_problems(config: RunConfig, nodes: int, gpus: int) -> Iterator[str]:
+    """List, in the words of training, what it would refuse on so many processes."""
     processes, trainer, parallel = nodes * gpus, config.trainer, config.parallel
     if parallel.method is ParallelMethod.single and processes > 1:
+        yield (f"parallel=single cannot use the launcher's {processes} processes. Use parallel=ddp or fsdp.")
+    if parallel.method is ParallelMethod.ddp and processes == 1:
         yield (
-            f"parallel=single cannot use the launcher's {processes} processes. "
-            "Use parallel=ddp, or parallel=fsdp."
-        )
-    if parallel.method in (ParallelMethod.ddp, ParallelMethod.fsdp) and processes == 1:
-        yield (
-            f"parallel={parallel.method} needs two processes or more, but --nodes=1 --gpus=1 is one. "
+            "parallel=ddp needs two processes or more, but --nodes=1 --gpus=1 is one. "
             "Use parallel=auto for one device."
         )
     share = trainer.micro_batch_size * processes
@@ -133,8 +131,8 @@ def _find_problems(config: RunConfig, nodes: int, gpus: int) -> Iterator[str]:
     size = parallel.dp_shard_size
     if size is not None and processes % size:
         yield (
-            f"parallel.dp_shard_size={size} does not divide the {processes} processes of --nodes={nodes} "
-            f"--gpus={gpus}. Give {gpus}, the GPUs of a node, or leave it out to share over all."
+            f"parallel.dp_shard_size={size} does not divide the {processes} processes into whole groups. "
+            f"Give a divisor of {processes}, or leave it out to share over all."
         )
 
 

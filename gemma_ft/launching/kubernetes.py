@@ -9,8 +9,8 @@ SECRET = "gemma-ft"
 """The Kubernetes secret that holds the tokens of a run."""
 
 _CHECKED = (
-    "its like was read by the models of kubeflow-trainer-api 2.3 (JobSet) and kubernetes-validate 1.37\n"
-    "#             (its Job and ConfigMap); no cluster has run it. It needs JobSet 0.6 or later."
+    "its like was read by the models of kubeflow-trainer-api 2.3 (JobSet) and kubernetes-validate 1.37 "
+    "(its Job and ConfigMap); no cluster has run it. JobSet 0.6 or later."
 )
 _ENDING_SECONDS = 90
 """What the end takes beside the workers: torchrun, and the wait for the first node's last word."""

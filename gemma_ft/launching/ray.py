@@ -13,8 +13,8 @@ _CHECKED = "its like was run by Ray 2.60 on one machine, with two workers on CPU
 
 
 def submit_command(job: Job, file: str) -> str:
-    """Return the command that submits a file."""
-    return f"ray job submit --working-dir . -- python {bash_word(file)}"
+    """Return the command that submits a file, which the cluster's head must see."""
+    return f"ray job submit -- python {bash_word(file)}"
 
 
 def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str:
@@ -47,8 +47,7 @@ def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str
 def _prepare(job: Job, shared_dir: str) -> tuple[str, ...]:
     lines = [
         f"Every node of the Ray cluster, its head too, must have gemma_ft and see {shared_dir}.",
-        "Ray gives its workers no signal to save at: a machine that is taken away loses the work since the",
-        "  newest checkpoint. Lower trainer.save_steps where machines may go.",
+        "A machine that is taken away gives Ray's workers no time to save: lower trainer.save_steps there.",
     ]
     if job.secrets:
         lines.append(

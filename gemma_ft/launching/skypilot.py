@@ -1,5 +1,8 @@
 """A task for SkyPilot's managed jobs (`sky jobs launch`)."""
 
+import re
+
+from gemma_ft.errors import ConfigError
 from gemma_ft.launching.header import build_header
 from gemma_ft.launching.job import Job
 from gemma_ft.launching.text import bash_lines, bash_word, fill, yaml_block, yaml_text
@@ -25,7 +28,12 @@ def render(job: Job, *, file: str, gpu_type: str, image: str, volume: str, pytho
         volume: SkyPilot volume that all nodes can write to.
         python: The interpreter in the image.
         spot: Whether to take machines that can be taken away.
+
+    Raises:
+        ConfigError: A flag's value is none of SkyPilot's.
     """
+    if not re.fullmatch(r"[\w.-]+", gpu_type, re.ASCII):
+        raise ConfigError(f"--gpu-type={gpu_type} is no accelerator. Give its name alone, like H100.")
     submit = submit_command(job, file)
     header = build_header(job, submit=submit, checked=_CHECKED, prepare=_prepare(job, volume, spot))
     return fill(

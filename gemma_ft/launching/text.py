@@ -12,7 +12,7 @@ class _Blanks(Template):
     """A text with blanks like %%{name}, which neither bash, YAML nor Slurm have."""
 
     delimiter = "%%"
-    idpattern = None
+    idpattern = r"(?!)"
     braceidpattern = r"[a-z_]+"
 
 
@@ -55,8 +55,8 @@ def yaml_text(value: str) -> str:
 
 
 def yaml_block(text: str, spaces: int) -> str:
-    """Indent a script as the content of a YAML block scalar (`|`)."""
-    return indent(text.rstrip("\n"), " " * spaces).lstrip(" ")
+    """Indent lines of a YAML block scalar (`|`), to be filled in where the first one's indent stands."""
+    return indent(text.rstrip("\n"), " " * spaces)[spaces:]
 
 
 def comment(text: str) -> str:
