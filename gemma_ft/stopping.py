@@ -45,10 +45,10 @@ class _Stop:
         self.since = 0.0
         self.at_once: Callable[[Interrupted], None] | None = None
 
-    def note(self, request: Interrupted) -> None:
+    def note(self, request: Interrupted, *, quiet: bool = False) -> None:
         if self.request is None:
             self.request, self.since = request, time.monotonic()
-            if self.deferrals:
+            if self.deferrals and not quiet:
                 logger.info("%s: stopping after this step. A second signal stops at once.", request.reason)
 
 
@@ -106,7 +106,8 @@ def listen() -> Iterator[None]:
     heard = [number for number in SIGNALS if number not in nohup]
     handlers = {number: signal.signal(number, _on_signal) for number in heard}
     threading.Thread(target=_watch_signals, args=(inbox, stop), daemon=True, name="signals").start()
-    if any(name in os.environ for name in _LAUNCHED):
+    launched = any(name in os.environ for name in _LAUNCHED)
+    if launched:
         threading.Thread(
             target=_watch_launcher, args=(os.getppid(), stop), daemon=True, name="launcher"
         ).start()
@@ -117,7 +118,8 @@ def listen() -> Iterator[None]:
         _stop = _Stop()  # what one run was asked is not asked of the next
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            repeats = launched and stop.request is not None and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if repeats else handler)  # what has ended us is still told
         outbox.close()
 
 
@@ -137,10 +139,17 @@ def within(seconds: float | None, reason: str) -> Iterator[None]:
         clock.cancel()
 
 
-def interrupt(reason: str) -> None:
-    """Ask this process to stop, from any thread."""
-    _stop.note(Interrupted(reason, TERMINATED))
-    if _stop.listening and sys.platform != "win32":
+def interrupt(reason: str, *, quiet: bool = False) -> None:
+    """Ask this process to stop, from any thread.
+
+    Args:
+        reason: Why.
+        quiet: Say nothing of it, and raise nothing where the next step is awaited, which may never come.
+    """
+    _stop.note(Interrupted(reason, TERMINATED), quiet=quiet)
+    if quiet and _stop.deferrals:
+        _stop.told = True
+    elif _stop.listening and sys.platform != "win32":
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 

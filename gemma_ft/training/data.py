@@ -12,6 +12,7 @@ from gemma_ft.errors import RunError
 from gemma_ft.runs import RunFolder, read_json, write_json
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.record import record_rows
+from gemma_ft.training.together import check_same_folder, wait_for_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -39,12 +40,16 @@ def prepare_rows(
 ) -> "PreparedData":
     """Prepare the rows of a run, and write down what they and its base are.
 
+    No process group has been formed yet, since it would wait for other processes only so long.
+
     Raises:
         GemmaFTError: A row cannot be used, or rows or base are not those that the run began with.
     """
     from gemma_ft.data.prepare import prepare_data
     from gemma_ft.data.summary import data_lines
+    from gemma_ft.modeling.checkpoint import fetch_weights
 
+    check_same_folder(run)
     data = prepare_data(
         config.dataset,
         tokenizer=tokenizer,
@@ -57,6 +62,8 @@ def prepare_rows(
         _check_same_data(run, data.facts)
     if layout.writes or goes_on:
         start = describe_start(config, checkpoint)
+    else:
+        fetch_weights(checkpoint)  # the others would wait for this machine's download too
     if goes_on:
         _check_same_start(run, checkpoint, start)
     if layout.writes:
@@ -64,6 +71,7 @@ def prepare_rows(
         write_json(run.data, {**data.facts, "model": base, "start": start})
         data.write_dropped(run.dropped)
         record_rows(run, data)
+    wait_for_rows(data.facts)
     for line in data_lines(config.dataset, data.facts):
         logger.info("%s", line)
     return data

@@ -2,8 +2,10 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from gemma_ft import stopping
 from gemma_ft.config.schema import RunConfig
@@ -12,6 +14,10 @@ from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.secrets import redact
 from gemma_ft.training.failures import explain_failure
 from gemma_ft.training.layout import Layout
+from gemma_ft.training.together import together
+
+_DYING_SECONDS = 3.0
+"""What the system may take to clear a killed process away."""
 
 logger = logging.getLogger("gemma_ft")
 
@@ -25,7 +31,8 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
         _record(run, layout, State.interrupted, reason)
 
     try:
-        with stopping.stopped_at_once(interrupted):
+        lost = partial(_record_loss, run, layout)
+        with stopping.stopped_at_once(interrupted), together(config, layout, lost):
             yield
     except KeyboardInterrupt as stop:
         interrupted(stop)
@@ -46,6 +53,30 @@ def recorded(run: RunFolder, config: RunConfig, layout: Layout) -> Iterator[None
         raise
     finally:
         run.unlock()
+
+
+def record_death(run: RunFolder, reason: str) -> None:
+    """Say why a run failed whose writing process has died, for one of those that are left."""
+    with suppress(OSError, GemmaFTError):
+        end = time.monotonic() + _DYING_SECONDS
+        while (holder := run.holder()) is not None:
+            if not holder.is_near or time.monotonic() > end:  # who is far may live, and a lock waits for that
+                return
+            time.sleep(0.1)
+        run.lock()
+        try:
+            status = run.read_status()
+            if status is not None and status.stage is not Stage.finished:
+                run.write_status(State.failed, status.stage, redact(reason))
+        finally:
+            run.unlock()
+
+
+def _record_loss(run: RunFolder, layout: Layout, reason: str) -> None:
+    if layout.writes:
+        _record(run, layout, State.failed, reason)
+    else:
+        record_death(run, reason)
 
 
 def _said(error: BaseException) -> str:

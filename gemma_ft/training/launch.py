@@ -4,15 +4,15 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import ParallelMethod, RunConfig
-from gemma_ft.errors import GemmaFTError, TrainingError
-from gemma_ft.runs import RunFolder, Stage, State
+from gemma_ft.errors import TrainingError
+from gemma_ft.runs import RunFolder
+from gemma_ft.training.ending import record_death
 from gemma_ft.training.launchers import check_alone, wants_cpu
 from gemma_ft.training.layout import check_shardable, count_gpus
 
@@ -89,17 +89,5 @@ def _explain(error: "ChildFailedError", config: RunConfig, processes: int) -> Ba
     number = signal.Signals(-first.exitcode)
     why = ", as the system does where memory runs out" if number.name == "SIGKILL" else ""
     reason = f"process {rank} of {processes} was killed by {number.name}{why}"
-    _record_death(RunFolder(config.output_dir), reason)
+    record_death(RunFolder(config.output_dir), reason)
     return TrainingError(f"{reason}. The same line goes on from the last checkpoint in {config.output_dir}.")
-
-
-def _record_death(run: RunFolder, reason: str) -> None:
-    """Say in the run folder what its own processes could not, or only guess."""
-    with suppress(GemmaFTError, OSError):
-        run.lock()
-        try:
-            status = run.read_status()
-            if status is not None and status.stage is not Stage.finished:
-                run.write_status(State.failed, status.stage, reason)
-        finally:
-            run.unlock()

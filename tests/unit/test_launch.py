@@ -9,7 +9,7 @@ import pytest
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError, TrainingError
 from gemma_ft.runs import RunFolder, Stage, State
-from gemma_ft.training import launch, layout
+from gemma_ft.training import ending, launch, layout
 
 
 def config(method: str, folder: str = "outputs/x") -> RunConfig:
@@ -101,11 +101,11 @@ def test_the_process_that_died_is_named_and_not_the_ones_that_died_of_it(tmp_pat
 
 def test_a_run_that_is_not_there_or_is_finished_is_not_called_failed(tmp_path):
     run = RunFolder(tmp_path / "run")
-    launch._record_death(run, "process 0 of 2 was killed")
+    ending.record_death(run, "process 0 of 2 was killed")
     assert not run.path.exists()
     run.path.mkdir()
     run.write_status(State.finished, Stage.finished)
-    launch._record_death(run, "process 0 of 2 was killed")
+    ending.record_death(run, "process 0 of 2 was killed")
     assert run.read_status().state is State.finished
 
 
