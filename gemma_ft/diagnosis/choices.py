@@ -7,6 +7,7 @@ from gemma_ft.config.schema import ModelConfig, QuantizationMethod
 from gemma_ft.diagnosis.finding import Finding, Level, first_line
 from gemma_ft.families import FAMILIES
 from gemma_ft.modeling.precision import read_device, resolve_precision, why_not_quantized
+from gemma_ft.training.layout import SHARDING_DEVICES
 
 
 def find_precision() -> Iterator[Finding]:
@@ -74,42 +75,45 @@ def find_parallel() -> Iterator[Finding]:
     """Say over how many devices a run can be laid out, and how."""
     device = read_device()
     gpus = 0 if device.kind == "cpu" else device.count
+    several = gpus > 1 and device.kind in SHARDING_DEVICES
     yield Finding(
         topic="parallel",
         says=_say_parallel(device.kind, gpus),
         facts={
             "gpus": gpus,
             "auto": "single",
-            "possible": ["single", "ddp", "fsdp"] if device.kind == "cuda" and gpus > 1 else ["single"],
+            "possible": ["single", "ddp", "fsdp"] if several else ["single"],
         },
     )
-    if device.kind == "cuda" and gpus > 1:
-        yield from _find_exchange()
+    if several:
+        yield from _find_exchange(device.kind)
 
 
 def _say_parallel(kind: str, gpus: int) -> str:
-    if kind == "cuda" and gpus > 1:
-        return (
-            f"{gpus} GPUs: parallel=auto trains on one of them; parallel=ddp (a copy each) and parallel=fsdp "
-            f"(shards of one) start {gpus} processes"
-        )
-    if kind == "cuda":
+    if kind == "cpu":
+        return "no GPU: parallel=auto trains in one process; torchrun starts several (ddp); fsdp takes GPUs"
+    if kind not in SHARDING_DEVICES:
+        return "parallel=auto trains on the one device; ddp and fsdp do not work on it"
+    if gpus == 1:
         return (
             "1 GPU: parallel=auto trains on it; ddp and fsdp take a second one, or `launch` and more machines"
         )
-    if kind == "cpu":
-        return "no GPU: parallel=auto trains in one process; torchrun starts several (ddp); fsdp takes GPUs"
-    return f"parallel=auto trains on one device; several of kind {kind} are not used"
+    return (
+        f"{gpus} GPUs: parallel=auto trains on one of them; parallel=ddp (a copy each) and parallel=fsdp "
+        f"(shards of one) start {gpus} processes"
+    )
 
 
-def _find_exchange() -> Iterator[Finding]:
+def _find_exchange(kind: str) -> Iterator[Finding]:
     """See whether torch has what GPUs exchange gradients with."""
     import torch
 
-    if not (torch.distributed.is_available() and torch.distributed.is_nccl_available()):
+    name = {"cuda": "NCCL", "xpu": "XCCL"}[kind]
+    available = torch.distributed.is_available() and torch.distributed.is_backend_available(name.lower())
+    if not available:
         yield Finding(
             topic="parallel",
             level=Level.warning,
-            says="this torch is built without NCCL: parallel=ddp and fsdp cannot exchange gradients",
-            cure="use Linux, or parallel=single",
+            says=f"this torch is built without {name}: parallel=ddp and fsdp cannot exchange gradients",
+            cure="take a torch for Linux, or parallel=single",
         )

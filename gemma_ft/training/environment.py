@@ -45,6 +45,7 @@ def describe_environment(precision: Precision, layout: Layout) -> dict[str, Any]
         "runtime": device.runtime or None,
         "driver": device.driver or None,
         "parallel": layout.method.value,
+        "nodes": layout.nodes,
         "world_size": layout.world_size,
         "gradient_accumulation_steps": layout.accumulation,
         "dtype": precision.dtype.value,

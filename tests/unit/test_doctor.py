@@ -286,14 +286,14 @@ def test_a_gpu_that_cannot_be_asked_hides_no_other(monkeypatch):
     real = accelerators.read_gpu
 
     def fail(kind, index):
-        if index == 1:
+        if index == 0:
             raise RuntimeError("CUDA error: unspecified launch failure")
         return real(kind, index)
 
     monkeypatch.setattr(accelerators, "read_gpu", fail)
-    one, other = accelerators.find_devices()
-    assert one.level is Level.ok
-    assert (other.level, other.says[:23]) == (Level.error, "GPU 1 cannot be asked (")
+    broken, other = accelerators.find_devices()
+    assert (broken.level, broken.says[:23]) == (Level.error, "GPU 0 cannot be asked (")
+    assert other.level is Level.ok
 
 
 @pytest.mark.parametrize(
@@ -374,19 +374,22 @@ def test_the_layouts_follow_from_the_number_of_gpus(monkeypatch):
     pretend(monkeypatch, "L4")
     assert only(choices.find_parallel).facts == {"gpus": 1, "auto": "single", "possible": ["single"]}
     pretend(monkeypatch, "L4", "L4", "L4", "L4")
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: name == "nccl")
     found = only(choices.find_parallel)
     assert found.facts["possible"] == ["single", "ddp", "fsdp"]
     assert "4 GPUs: parallel=auto trains on one of them" in found.says
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: name == "gloo")
     assert "built without NCCL" in only(choices.find_parallel, Level.warning).says
 
 
-def test_several_intel_gpus_are_not_promised(monkeypatch):
+def test_several_gpus_of_intel_share_and_an_apple_gpu_has_no_other(monkeypatch):
+    pretend_apple(monkeypatch)
+    assert only(choices.find_parallel).facts["possible"] == ["single"]
+    assert "ddp and fsdp do not work on it" in only(choices.find_parallel).says
     pretend_intel(monkeypatch)
-    assert only(choices.find_parallel).says == (
-        "parallel=auto trains on one device; several of kind xpu are not used"
-    )
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_backend_available", lambda name: name == "xccl")
+    assert only(choices.find_parallel).facts["possible"] == ["single", "ddp", "fsdp"]
 
 
 # ---- the machine

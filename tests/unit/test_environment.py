@@ -14,7 +14,7 @@ from gemma_ft.training.environment import describe_environment
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.opening import open_folder
 
-LAYOUT = Layout(world_size=2, rank=0, accumulation=4, method=ParallelMethod.ddp)
+LAYOUT = Layout(world_size=2, rank=0, accumulation=4, method=ParallelMethod.ddp, nodes=2)
 L4 = Device(
     kind="cuda",
     name="NVIDIA L4",
@@ -41,6 +41,7 @@ L4 = Device(
         ("runtime", "CUDA 12.8"),
         ("driver", "550.54.15"),
         ("parallel", "ddp"),
+        ("nodes", 2),
         ("world_size", 2),
         ("gradient_accumulation_steps", 4),
         ("dtype", "fp16"),
