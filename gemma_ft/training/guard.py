@@ -11,6 +11,7 @@ from gemma_ft.data.finding import find_rows
 from gemma_ft.data.prepare import PreparedData
 from gemma_ft.training.failures import NotFiniteError
 from gemma_ft.training.layout import among_others, any_process
+from gemma_ft.training.sharding import whole
 
 _SMALLEST_SCALE = 1.0
 """The loss scale below which fp16 no longer gains anything from being scaled down further."""
@@ -98,9 +99,14 @@ def _still_scaling(scaler: "torch.amp.GradScaler | None") -> bool:
 
 
 def weights_of(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Yield a model's parameters, and the scales that int8 layers keep apart once they have computed."""
-    yield from model.parameters()
+    """Yield a model's parameters, and the scales that int8 layers keep apart once they have computed.
+
+    Shards of 4-bit weights are left out: what they hold are codes, in the guise of floating-point numbers.
+    """
     for module in model.modules():
+        for value in module.parameters(recurse=False):
+            if not (hasattr(module, "quant_state") and hasattr(value, "full_tensor")):
+                yield value
         scales = getattr(getattr(module, "state", None), "SCB", None)
         if isinstance(scales, torch.Tensor):
             yield scales
@@ -108,7 +114,7 @@ def weights_of(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def all_finite(parameters: Iterable[torch.Tensor]) -> bool:
     """Tell whether all weights are finite numbers, those of a quantised model included."""
-    return all(bool(_values(value).isfinite().all()) for value in parameters)
+    return all(bool(whole(_values(value).isfinite().all())) for value in parameters)
 
 
 def _values(weight: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from gemma_ft.errors import ConfigError, TrainingError
 from gemma_ft.families import FAMILIES
 from gemma_ft.modeling.loading import _read_by_one, build_quantization
 from gemma_ft.modeling.precision import Device, Precision
+from gemma_ft.training.guard import all_finite, weights_of
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.sharded_state import gather_weights, load_optimizer, load_weights, save_shards
 from gemma_ft.training.sharding import build_sharding, check_cuts, check_sharded, keep_sums_exact
@@ -250,3 +251,13 @@ def test_a_sharded_checkpoint_holds_trained_weights_once_as_safetensors(process_
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}
     kept = json.loads((tmp_path / "optimizer.json").read_text())
     assert kept["state"][_EMBEDDING]["step"] == 3.0
+
+
+def test_what_is_not_finite_is_found_in_shards_but_codes_of_4_bit_weights_are_no_numbers(process_group):
+    model, _ = trained(lambda groups: torch.optim.AdamW(groups, lr=0.1))
+    assert all_finite(weights_of(model))
+    with torch.no_grad():
+        model.frozen.weight.to_local()[0, 0] = float("nan")
+    assert not all_finite(weights_of(model))
+    model.frozen.quant_state = None  # as bitsandbytes' layers have it
+    assert all_finite(weights_of(model))
