@@ -3,18 +3,19 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.launching import kubernetes, skypilot, slurm
+from gemma_ft.launching import kubernetes, skypilot, slurm, standing
 from gemma_ft.launching.job import Job, build_job
 
 SRUN = """#!/bin/bash
 [ -z "$CHECKPOINT" ] || mkdir -p "outputs/x/checkpoints/$CHECKPOINT"
-[ -z "$STATE" ] || { mkdir -p outputs/x; echo "{\\"state\\": \\"$STATE\\"}" > outputs/x/status.json; }
+[ -z "$STATE" ] || { mkdir -p outputs/x; echo "$STATUS" > outputs/x/status.json; }
 exit "$CODE"
 """
 PYTHON = """#!/bin/bash
@@ -24,13 +25,13 @@ case "$*" in
     mkdir -p outputs/x
     trap 'echo told to stop; echo "{\\"state\\": \\"interrupted\\"}" > outputs/x/status.json; exit 1' TERM
     if [ -n "$ASKS" ]; then kill -TERM "$PPID"; for ((i = 0; i < 9999999; i++)); do :; done; fi
-    [ -z "$STATE" ] || echo "{\\"state\\": \\"$STATE\\"}" > outputs/x/status.json
+    [ -z "$STATE" ] || echo "$STATUS" > outputs/x/status.json
     echo "$@"
     exit "$CODE" ;;
   *interface*) echo eth7 ;;
-  *) exec python3 "$@" ;;
+  *) exec PROGRAM "$@" ;;
 esac
-"""
+""".replace("PROGRAM", sys.executable)
 
 
 def job(nodes: int = 2) -> Job:
@@ -54,6 +55,10 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_bash(script: str, tools: Path, **environment: object) -> subprocess.CompletedProcess[str]:
     given = {"CHECKPOINT": "", "STATE": "", "CODE": "1", "ASKS": "", **environment}
+    died = "process 1 of 2 has died. The same line again goes on from the last checkpoint."
+    known = given["STATE"] != "killed"
+    status = {"state": given["STATE"], "reason": "no room"} if known else {"state": "failed", "reason": died}
+    given["STATUS"] = json.dumps(status)
     return subprocess.run(
         ["bash", "-c", script],
         env={
@@ -69,7 +74,7 @@ def run_bash(script: str, tools: Path, **environment: object) -> subprocess.Comp
 
 
 def run_slurm(tools: Path, **environment: object) -> subprocess.CompletedProcess[str]:
-    script = slurm.render(job(), file="x", python="python3", partition=None, account=None, time=None)
+    script = slurm.render(job(), file="x", python=sys.executable, partition=None, account=None, time=None)
     place = {"SLURM_JOB_ID": 77, "SLURM_JOB_NODELIST": "n[1-2]"}
     return run_bash(script, tools, **{**place, **environment})
 
@@ -83,7 +88,8 @@ def requeued() -> list[str]:
     [
         ("finished", 0, 0, False),
         ("interrupted", 1, 0, True),
-        ("running", 1, 0, True),  # killed: nobody was left to say more
+        ("running", 1, 0, True),  # nobody was left to say more
+        ("killed", 1, 0, True),
         ("failed", 1, 1, False),
         ("finished", 1, 1, False),  # of an earlier run, which this one is refused beside
         ("", 2, 2, False),  # refused before it began
@@ -105,9 +111,9 @@ def test_three_starts_without_a_newer_checkpoint_are_the_last(tools):
 
 
 def test_starts_that_leave_newer_checkpoints_go_on_without_end(tools):
-    for step in range(1, 8):
+    for step in range(1, 6):
         assert run_slurm(tools, STATE="interrupted", CHECKPOINT=f"step-{step:06d}").returncode == 0
-    assert len(requeued()) == 7
+    assert len(requeued()) == 5
 
 
 def test_a_job_that_was_submitted_anew_counts_anew(tools):
@@ -147,7 +153,14 @@ HEAD = {"kubernetes": "x-node-0-0.x", "skypilot": "10.0.0.1"}
 @pytest.mark.parametrize("engine", NODE)
 @pytest.mark.parametrize(
     ("state", "code", "ends_with"),
-    [("finished", 0, 0), ("interrupted", 1, 143), ("running", 1, 143), ("failed", 1, 1), ("", 1, 1)],
+    [
+        ("finished", 0, 0),
+        ("interrupted", 1, 143),
+        ("killed", 1, 143),
+        ("running", 1, 143),
+        ("failed", 1, 1),
+        ("", 1, 1),
+    ],
 )
 def test_a_node_says_by_its_exit_code_whether_to_start_again(tools, engine, state, code, ends_with):
     done = run_bash(script_of(engine), tools, STATE=state, CODE=code, **NODE[engine])
@@ -200,3 +213,15 @@ def test_one_node_needs_no_interface(tools):
     done = run_bash(script_of("kubernetes", nodes=1), tools, CODE=0, **NODE["kubernetes"])
     assert "--nnodes=1" in done.stdout
     assert done.returncode == 0
+
+
+def test_a_run_that_lost_a_process_says_so_in_the_words_that_are_looked_for():
+    training = Path(standing.__file__).parents[1] / "training"
+    assert standing.DIED in (training / "together.py").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{torn"])
+def test_a_status_that_cannot_be_read_is_none(tmp_path, text):
+    (tmp_path / "status.json").write_text(text)
+    assert standing.read_standing(tmp_path) == "none"
+    assert standing.read_standing(tmp_path / "absent") == "none"

@@ -16,7 +16,7 @@ keep_node() { # what train_on_node takes
     sleep 2
   done
   case "$(run_state)" in
-    interrupted | running) return 143 ;; # saved what it had, or was killed: start again
-    *) return 1 ;;                       # failed, or refused: the same again would end the same
+    interrupted | killed | running) return 143 ;; # saved what it had, or lost a process: start again
+    *) return 1 ;;                                # failed, or refused: the same again would end the same
   esac
 }

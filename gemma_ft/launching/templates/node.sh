@@ -1,8 +1,7 @@
-# How the run stands: running, interrupted, failed or finished; none where it has not begun.
-# The exit code does not tell: torchrun ends with 1 whatever happened.
+# How the run stands, by its status.json: running, interrupted, killed, failed or finished; none where it has
+# not begun. The exit code does not tell: torchrun ends with 1 whatever happened.
 run_state() {
-  "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["state"])' "$run/status.json" \
-    2>/dev/null || echo none
+  "$python" -m gemma_ft.launching.standing "$run"
 }
 
 # Let no crash start again for ever: the fourth start that finds no newer checkpoint does not begin.

@@ -41,7 +41,7 @@ code=$?
 [ "$code" -ne 0 ] || exit 0
 state=$(run_state)
 case "$state" in
-  interrupted | running) # stopped after a checkpoint; or killed, which counts when it starts again
+  interrupted | killed | running) # stopped after a checkpoint; or lost a process, or all
     echo "the run is $state: back into the queue"
     scontrol requeue "$SLURM_JOB_ID" || exit "$code"
     ;;
