@@ -24,7 +24,6 @@ _POLL_SECONDS = 0.2
 _GREETING_SECONDS, _GOODBYE_SECONDS = 30.0, 2.0
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """A machine that is gone is noticed after 35 s, and no firewall takes the line for an idle one."""
-
 Message = dict[str, Any]
 
 
@@ -75,8 +74,9 @@ class Lifeline:
 
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         try:
-            store = next(rendezvous("env://", timeout=timedelta(seconds=CONNECT_SECONDS)))[0]
-            self._store = PrefixStore(f"gemma_ft {name}", store)
+            limit = timedelta(seconds=CONNECT_SECONDS)
+            found = next(rendezvous("env://", self.rank, self.size, timeout=limit))
+            self._store = PrefixStore(f"gemma_ft {name}", found[0])
             self._serve() if self.rank == 0 else self._call()
         except (OSError, RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]

@@ -65,7 +65,7 @@ class _Company:
     def _heard(self, message: Message) -> None:
         """Act on the end of another process, in the thread that has heard of it."""
         rank, end, text = message["rank"], message["end"], message["text"]
-        if end == "stopped":
+        if end == "stopped" and not self.ended:
             stopping.interrupt("another process was asked to stop")
         elif end == "died":
             self._lose(

@@ -1,12 +1,14 @@
 """The program with one process that is killed at a place, or hangs there, as STOP_AT, KILLED and HANGING say.
 
-Run by a launcher as `-m gemma_ft` is run; with GPUS, as on a machine that shows so many.
+The file KILLED_AT tells when. Run by a launcher as `-m gemma_ft` is run; with GPUS, as on a machine with
+so many.
 """
 
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from gemma_ft.cli import main
 from gemma_ft.training import data, launch, run
@@ -19,6 +21,7 @@ def reached(place: str) -> None:
     if place != PLACE or "RANK" not in os.environ:
         return
     if os.environ["RANK"] == os.environ.get("KILLED"):
+        Path(os.environ["KILLED_AT"]).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if os.environ["RANK"] == os.environ.get("HANGING"):
         while True:
