@@ -97,6 +97,6 @@ def memory(meter: Meter) -> dict[str, Any] | None:
         "backward": meter.peaks["backward"] - held["first step"],
         "peaks": meter.peaks,
         "peak": max(meter.peaks.values()),
-        "reserved": int(torch.cuda.max_memory_reserved()),
+        "reserved": meter.allocator.reserved,
         "device_used": total - free,
     }

@@ -21,6 +21,8 @@ class Allocator:
     def __init__(self, device: str) -> None:
         """Look at a device: cuda or cpu."""
         self.counts = device == "cuda"
+        self.reserved = 0
+        """The most that torch has taken from the device."""
 
     def allocated(self) -> int:
         """Return what tensors hold now."""
@@ -31,6 +33,7 @@ class Allocator:
         if not self.counts:
             return 0
         peak = int(torch.cuda.max_memory_allocated())
+        self.reserved = max(self.reserved, int(torch.cuda.max_memory_reserved()))
         torch.cuda.reset_peak_memory_stats()
         return peak
 

@@ -75,7 +75,7 @@ PARTS = {
     ),
     "resume": Part(says="runs that are cut and resumed, the bundled model", seconds=60, measure=resume),
     "ceilings": Part(says="a matrix product and a copy", seconds=15, measure=_from("kernels", "ceilings")),
-    "tests": Part(says="pytest tests/gpu", seconds=120, measure=_from("suite", "tests")),
+    "tests": Part(says="pytest tests/gpu", seconds=180, measure=_from("suite", "tests")),
     "offload": Part(
         says="recipe ultrachat_lora, parallel=fsdp_offload",
         seconds=90,

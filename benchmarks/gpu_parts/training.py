@@ -81,13 +81,16 @@ def measure(
     with device, metered(meter), contextlib.suppress(EnoughMeasuredError):
         gemma_ft.train(gemma_ft.compose(*words), overwrite=True)
     trainer = meter.trainer
+    dtype = str(trainer.accelerator.mixed_precision)
+    if training.as_on_a_t4 and place.device == "cuda" and dtype != "fp16":
+        raise RuntimeError(f"the policy takes {dtype} on what it is told to be a T4")
     scales = [step.scale for step in meter.steps if step.scale is not None]
     return {
         "words": [word.replace(str(place.folder), "FOLDER") for word in words],
         **account.speed(meter, account.device_name(place.device)),
         "memory_bytes": account.memory(meter),
         "processes": trainer.accelerator.num_processes,
-        "dtype": str(trainer.accelerator.mixed_precision),
+        "dtype": dtype,
         "attention": trainer.model.config._attn_implementation,
         "losses": [step.loss for step in meter.steps],
         "trained_in": sorted({str(v.dtype) for v in trainer.model.parameters() if v.requires_grad}),
@@ -102,7 +105,7 @@ def as_on_a_t4() -> Iterator[None]:
     """Tell the precision policy that this device is a T4: a GPU without bf16 and without FlashAttention."""
     from gemma_ft.modeling import precision
 
-    device = replace(precision.read_device(), bf16=False, flash_attention=False)
+    device = replace(precision.read_device(), bf16=False, flash_attention=False, capability=(7, 5))
     with patch.object(precision, "read_device", lambda: device):
         yield
 

@@ -175,12 +175,12 @@ def test_a_training_part_runs_a_recipe_and_says_what_it_took(figures, place):
     assert [json.loads(line)["loss"] for line in metrics] == figures["losses"]
 
 
-def test_the_policy_can_be_told_that_the_device_is_a_t4():
-    from gemma_ft.modeling import precision
-
-    with training.as_on_a_t4():
-        assert not precision.read_device().bf16
-    assert precision.read_device().bf16
+def test_a_run_can_be_told_that_its_device_is_a_t4(place, tiny):
+    words = ("trainer.max_length=64", "trainer.global_batch_size=1")
+    run = training.Training(recipe="english_quotes_colab", rows="quotes", words=words, as_on_a_t4=True)
+    training.measure(run, place, "fp16", warm_up=0, steps=1)
+    environment = json.loads((place.folder / "runs" / "fp16" / "environment.json").read_text())
+    assert environment["compute_capability"] == "7.5"
 
 
 @pytest.mark.slow
@@ -263,7 +263,7 @@ class ScriptedAllocator(meter.Allocator):
     """An account of memory whose numbers a test writes."""
 
     def __init__(self):
-        self.counts, self.now, self.peak = True, 0, 0
+        self.counts, self.now, self.peak, self.reserved = True, 0, 0, 2222
 
     def allocated(self):
         return self.now
@@ -306,7 +306,6 @@ def test_the_memory_of_a_step_is_told_apart(monkeypatch):
         watch.on_log(logs={"loss": 2.0, "num_tokens": 64})
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10, 5000))
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2222)
     found = account.memory(watch)
     peaks = found.pop("peaks")
     assert peaks == {
