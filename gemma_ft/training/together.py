@@ -208,6 +208,7 @@ def _holder(run: RunFolder) -> dict[str, Any] | None:
 def _call_the_roll(company: _Company, config: RunConfig) -> None:
     """Learn who is there, and check that all were started alike."""
     mine = dict(_settings(config)) | {f"{name}=": version(name) for name in _ALIKE}
+    del mine["output_dir="]  # one folder may have two names; that it is one is seen once it is claimed
     said = company.line.meet({"host": socket.gethostname(), "with": mine}, limit=CONNECT_SECONDS)
     company.hosts = [one["host"] for one in said]
     first = said[0]["with"]
