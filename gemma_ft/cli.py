@@ -16,6 +16,8 @@ _COMMANDS = {
     "inspect": "show the data as the model will see it: tokens, loss mask, lengths, what is left out",
     "export": "merge what a run trained into its base: a checkpoint that loads anywhere",
     "generate": "answer a prompt with a run's base, adapter or merged model",
+    "launch": "write the file that a cluster (Slurm, SkyPilot, Kubernetes, Ray) runs a recipe from",
+    "doctor": "say what this machine can run, what is missing, and the command that mends it",
     "recipes": "list the recipes",
 }
 
@@ -26,7 +28,8 @@ _EXAMPLES = """\
   python -m gemma_ft recipe=./mine.yaml --cfg job           print the config that would run
   python -m gemma_ft --multirun recipe=quickstart trainer.learning_rate=1e-3,5e-3
   python -m gemma_ft inspect recipe=quickstart --html page.html   what would be trained on
-  accelerate launch -m gemma_ft recipe=ultrachat_qlora      on every GPU of this machine
+  python -m gemma_ft recipe=ultrachat_full parallel=fsdp    a shard of the model on every GPU of this machine
+  python -m gemma_ft launch slurm --nodes 2 --gpus 8 recipe=ultrachat_full parallel=fsdp
   python -m gemma_ft export outputs/quickstart
   python -m gemma_ft generate outputs/quickstart "What is AI?" """
 

@@ -26,6 +26,10 @@ class CommandParser(argparse.ArgumentParser):
         _, unknown, words = message.partition("unrecognized arguments: ")
         if not unknown:
             raise ConfigError(f"{message}. `{self.prog} --help` lists what it takes.")
+        if not any(word.startswith("-") for word in words.split()):
+            raise ConfigError(
+                f"{words} is nothing that this command takes. `{self.prog} --help` lists what it takes."
+            )
         raise ConfigError(
             *(
                 f"{word} is no flag of this command. {self._hint(word)}"

@@ -105,5 +105,7 @@ def _device_index(precision: Precision) -> "torch.device":
     import torch
 
     if precision.device.kind in ("cuda", "xpu"):
-        return torch.device(precision.device.kind, int(os.environ.get("LOCAL_RANK", "0")))
+        # a cluster may show each process one GPU, which is its first
+        index = int(os.environ.get("LOCAL_RANK", "0")) % max(precision.device.count, 1)
+        return torch.device(precision.device.kind, index)
     return torch.device(precision.device.kind)

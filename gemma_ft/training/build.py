@@ -16,7 +16,7 @@ from gemma_ft.modeling.precision import Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
-from gemma_ft.training.layout import Layout, check_connected
+from gemma_ft.training.layout import Layout
 from gemma_ft.training.progress import Progress
 from gemma_ft.training.trackers.tracker import Tracker
 from gemma_ft.training.trainer import RunTrainer
@@ -71,7 +71,6 @@ def build_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    check_connected(trainer.accelerator, layout)
     trainer.remove_callback(PrinterCallback)
     _say_what_trains(trained, checkpoint, config)
     return trainer

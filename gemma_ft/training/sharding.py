@@ -1,5 +1,6 @@
 """FSDP2: the settings of a sharded run, in one place, and the proof that it is sharded."""
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +79,12 @@ def check_cuts(config: RunConfig, layout: Layout, checkpoint: Checkpoint, precis
     """Refuse what cannot be cut into shards, before anything is loaded.
 
     Raises:
-        ConfigError: The launcher asked for shards where the configuration cannot have them, or a layer's
-            4-bit weights do not fill whole numbers of the format that holds them.
+        ConfigError: torch is too old; or the launcher asked for shards where the configuration cannot have
+            them; or a layer's 4-bit weights do not fill whole numbers of the format that holds them.
     """
     if not layout.sharded:
         return
+    _check_torch()
     if problems := list_unshardable(config):
         raise ConfigError(*problems)
     if config.quantization.method is QuantizationMethod.nf4:
@@ -93,6 +95,23 @@ def check_cuts(config: RunConfig, layout: Layout, checkpoint: Checkpoint, precis
                     f"quantization=nf4 cannot be cut for parallel=fsdp: model.path={checkpoint.path} has "
                     f"layers of {rows} x {columns} weights, no multiple of {step}. Use parallel=ddp."
                 )
+
+
+def _check_torch() -> None:
+    """Check that torch writes each process's shards as safetensors, which its older releases do not."""
+    from importlib.metadata import version
+
+    try:
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+        writes_shards = "save_distributed" in inspect.signature(HuggingFaceStorageWriter).parameters
+    except ImportError:
+        writes_shards = False
+    if not writes_shards:
+        raise ConfigError(
+            f"parallel=fsdp cannot write the checkpoints of its shards with torch {version('torch')}. "
+            "Run: pip install --upgrade torch. Or use parallel=ddp."
+        )
 
 
 def _linear_shapes(config: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli",),
     ("commands",),
-    ("diagnosis",),
+    ("diagnosis", "launching"),
     ("training",),
     ("exporting", "planning", "evaluation", "inspection"),
     ("modeling", "data", "runs"),

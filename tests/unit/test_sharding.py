@@ -149,6 +149,14 @@ def test_4_bit_layers_must_fill_whole_numbers_of_their_storage(inner, fits):
         check_cuts(asked, FOUR, checkpoint, precision(Dtype.fp32))
 
 
+def test_a_torch_that_cannot_save_shards_is_refused(monkeypatch):
+    from torch.distributed.checkpoint import hf_storage
+
+    monkeypatch.setattr(hf_storage, "HuggingFaceStorageWriter", lambda path: None)
+    with pytest.raises(ConfigError, match=r"^parallel=fsdp cannot write .* torch .*pip install --upgrade"):
+        check_cuts(config(), FOUR, SimpleNamespace(config={}), precision(Dtype.fp32))
+
+
 def test_gradients_in_memory_are_summed_by_a_backend_for_it():
     gpu = Device(kind="cuda", name="GPU", bf16=True, flash_attention=False)
     on_gpu = Precision(device=gpu, dtype=Dtype.bf16, attention=Attention.sdpa, reasons=())
