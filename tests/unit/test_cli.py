@@ -89,7 +89,7 @@ def test_the_help_of_train_lists_every_key_with_its_default(capsys):
     [
         (["trian", "recipe=quickstart"], "error: trian is no command. Did you mean train?"),
         (["zzz"], "error: zzz is no command. Commands are train, inspect, export, generate, launch, "),
-        (["doctor", "x=1"], "error: x=1 is nothing that this command takes. `python -m gemma_ft doctor --help`"),
+        (["doctor", "x=1"], "error: x=1 is nothing that this command takes. `python -m gemma_ft doctor"),
         (["quickstart"], "error: quickstart is a recipe, not a command. Type recipe=quickstart."),
         (["lr=1"], "error: lr=1 is no key of a run. Type trainer.learning_rate=1."),
         (
