@@ -1,6 +1,7 @@
 """What the first lines of a launch file tell its operator."""
 
 from pathlib import Path
+from textwrap import wrap
 
 from gemma_ft import __version__
 from gemma_ft.launching.job import Job
@@ -20,7 +21,7 @@ def build_header(job: Job, *, submit: str, checked: str, prepare: tuple[str, ...
         f"{job.name}: {job.nodes} nodes with {job.gpus} GPUs each, {job.processes} processes ({job.method}).",
         f"Written by gemma_ft {__version__}, which the nodes need too.",
         f"Submit it:  {submit}",
-        f"Checked:    {checked}",
+        *wrap(checked, 100, initial_indent="Checked:    ", subsequent_indent=" " * 12),
         "Before it is submitted:",
         *(f"- {line}" for line in (*prepare, *_place_lines(job))),
         "The words below are those of the command line. Change `run` with them: it is the run folder that",

@@ -10,7 +10,7 @@ SECRET = "gemma-ft"
 
 _CHECKED = (
     "its like was read by the models of kubeflow-trainer-api 2.3 (JobSet) and kubernetes-validate 1.37 "
-    "(its Job and ConfigMap); no cluster has run it. JobSet 0.6 or later."
+    "(its Job and ConfigMap), and its script run for two nodes on one machine; no cluster has run it."
 )
 _ENDING_SECONDS = 90
 """What the end takes beside the workers: torchrun, and the wait for the first node's last word."""
@@ -56,12 +56,13 @@ def render(job: Job, *, file: str, image: str, claim: str, python: str) -> str:
 
 def _prepare(job: Job, claim: str) -> tuple[str, ...]:
     lines = [
+        "The cluster must have JobSet 0.6 or later, and Kubernetes 1.27 or later.",
         f"The claim {claim} must be ReadWriteMany; what the run reads is put there.",
         f"An ended run is begun again by: kubectl delete jobset {job.plain_name}, and the same apply.",
     ]
     if job.secrets:
         keys = " ".join(f'--from-literal={name}="${name}"' for name in job.secrets)
-        lines.insert(1, f"Its tokens: kubectl create secret generic {SECRET} {keys}")
+        lines.insert(2, f"Its tokens: kubectl create secret generic {SECRET} {keys}")
     return tuple(lines)
 
 

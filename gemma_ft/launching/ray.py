@@ -9,7 +9,10 @@ from gemma_ft.launching.text import bash_word, fill
 
 SUFFIX = ".ray.py"
 
-_CHECKED = "its like was run by Ray 2.60 on one machine, with two workers on CPUs; several nodes were not."
+_CHECKED = (
+    "its like was run by Ray 2.60 with two workers on one machine of CPUs, one of them killed. GPUs and "
+    "several machines were not."
+)
 
 
 def submit_command(job: Job, file: str) -> str:

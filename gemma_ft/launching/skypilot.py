@@ -9,7 +9,10 @@ from gemma_ft.launching.text import bash_lines, bash_word, fill, yaml_block, yam
 
 SUFFIX = ".sky.yaml"
 
-_CHECKED = "its like was read by SkyPilot 0.14 (schemas, Task.from_yaml); it was not launched."
+_CHECKED = (
+    "its like was read by SkyPilot 0.14 (its schemas, Task.from_yaml), and its script run for two nodes on "
+    "one machine; no cloud has run it."
+)
 
 
 def submit_command(job: Job, file: str) -> str:

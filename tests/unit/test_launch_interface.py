@@ -31,7 +31,9 @@ def _unknown(*words, **options):
 
 def test_an_address_that_no_interface_holds_is_told(monkeypatch, capsys):
     monkeypatch.setattr(interface.psutil, "net_if_addrs", dict)
-    with pytest.raises(OSError, match="no interface holds 127.0.0.1, the address of this machine towards"):
+    with pytest.raises(
+        OSError, match=r"no interface holds 127\.0\.0\.1, the address of this machine towards"
+    ):
         interface.find_interface("127.0.0.1")
     assert interface.main("127.0.0.1") == 1
     assert "Set NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME." in capsys.readouterr().err

@@ -31,6 +31,7 @@ port=$((15000 + SLURM_JOB_ID % 15000)) # of this job alone, below what systems h
 
 count_start "$SLURM_JOB_ID" || exit 1
 # One task a node, which sees all its processors. One that fails ends the others; one that is done does not.
+# shellcheck disable=SC2016 # the last two lines are for the nodes
 srun --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 --wait=0 bash -c "
 $(declare -p python run nodes gpus stop_seconds words first last port)
 $(declare -f train_on_node)"'
