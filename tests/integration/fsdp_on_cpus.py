@@ -7,6 +7,7 @@ import sys
 
 from accelerate import state
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from gemma_ft.cli import main
 from gemma_ft.training import layout
@@ -21,6 +22,8 @@ def _begin_sharded(self, *args, fsdp_plugin=None, **kwargs):
         self.distributed_type = DistributedType.FSDP
         if self._mixed_precision != "no":
             fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        if isinstance(fsdp_plugin.cpu_offload, CPUOffloadPolicy):
+            fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)  # there is no GPU to pin it for
         self.fsdp_plugin = fsdp_plugin
 
 
