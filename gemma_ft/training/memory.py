@@ -1,12 +1,13 @@
 """Out of memory: what was asked for, what was free, and what saves most in this run."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
+from gemma_ft.config.schema import AdapterMethod, ParallelMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import GemmaFTError, TrainingError
 from gemma_ft.runs import RunFolder, Stage
 
@@ -131,7 +132,9 @@ def find_savings(config: RunConfig, *, on_gpu: bool) -> list[str]:
         config: The run.
         on_gpu: Whether it is a GPU's memory that is short.
     """
-    savings = sorted(_savings(config, _read_sizes(config), on_gpu=on_gpu), reverse=True)
+    sizes = _read_sizes(config)
+    savings = [*_savings(config, sizes, on_gpu=on_gpu), *(_shard_savings(config, sizes) if on_gpu else ())]
+    savings.sort(reverse=True)
     return [words for saved, words in savings if saved > 0]
 
 
@@ -148,11 +151,23 @@ def _savings(config: RunConfig, sizes: _Sizes, *, on_gpu: bool) -> Iterator[tupl
     if config.adapter.method is AdapterMethod.none:
         # fp32 weights, gradients and two moments, against weights in 16 bits
         yield (16 - 2) * sizes.weights, "adapter=lora"
-        if "8bit" not in trainer.optim and "adam" in trainer.optim:
+        cut = config.parallel.method is ParallelMethod.fsdp
+        if "8bit" not in trainer.optim and "adam" in trainer.optim and not cut:
             yield 6 * sizes.weights, f"trainer.optim={'paged_adamw_8bit' if on_gpu else 'adamw_8bit'}"
     elif method is not QuantizationMethod.nf4:
         held_in = _INT8_BYTES if method is QuantizationMethod.int8 else 2.0
         yield (held_in - _NF4_BYTES) * sizes.linear, "quantization=nf4"
+
+
+def _shard_savings(config: RunConfig, sizes: _Sizes) -> Iterator[tuple[float, str]]:
+    """Count what shards would save on each GPU, and what is saved where they lie in the machine's memory."""
+    processes, parallel = int(os.environ.get("WORLD_SIZE", "1")), config.parallel
+    frozen = _NF4_BYTES if config.quantization.method is QuantizationMethod.nf4 else 2.0
+    held = sizes.weights * (16 if config.adapter.method is AdapterMethod.none else frozen)
+    if parallel.method is ParallelMethod.fsdp:
+        yield 0.0 if parallel.cpu_offload else held / processes, "parallel=fsdp_offload"
+    elif config.quantization.method is not QuantizationMethod.int8:
+        yield held * (1 - 1 / processes), "parallel=fsdp"
 
 
 def _read_sizes(config: RunConfig) -> _Sizes:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gemma_ft.config.schema import AdapterMethod, QuantizationMethod, RunConfig
+from gemma_ft.config.schema import AdapterMethod, ParallelMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import DataError, ModelError
 from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.training.ending import recorded
@@ -172,6 +172,20 @@ def test_the_order_follows_the_run(config, tmp_path):
     assert find_savings(config, on_gpu=True)[0] == "quantization=nf4"
     config.adapter.method = AdapterMethod.none
     assert find_savings(config, on_gpu=True)[0] == "adapter=lora"
+
+
+def test_shards_are_named_where_several_processes_hold_copies(config, monkeypatch):
+    config.quantization.method = QuantizationMethod.none
+    assert not any("fsdp" in said for said in find_savings(config, on_gpu=True))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "parallel=fsdp" in find_savings(config, on_gpu=True)
+    assert not any("fsdp" in said for said in find_savings(config, on_gpu=False))
+    config.parallel.method = ParallelMethod.fsdp
+    assert "parallel=fsdp_offload" in find_savings(config, on_gpu=True)
+    config.adapter.method = AdapterMethod.none
+    assert not any("8bit" in said for said in find_savings(config, on_gpu=True))  # it cannot step on shards
+    config.parallel.cpu_offload = True
+    assert not any("fsdp" in said for said in find_savings(config, on_gpu=True))
 
 
 def test_other_failures_stay_as_they_are(config, run):
