@@ -1,6 +1,16 @@
 """What a sharded run (`parallel=fsdp`) cannot be combined with, and what to use instead."""
 
+import re
+
 from gemma_ft.config.schema import AdapterMethod, ParallelMethod, QuantizationMethod, RunConfig
+
+_WHOLE_ONLY = re.compile(
+    r"(paged_)?(adamw|lion|ademamix|rmsprop)(_bnb)?_8bit"
+    r"|(paged_)?(lion|ademamix)(_32bit)?|rmsprop_bnb.*|ada(factor|grad)"
+)
+"""Optimizers that were tried: bitsandbytes' own kernels, and those that keep more than a weight's own shape.
+
+Its 32-bit AdamW in pages becomes torch's, which takes the same steps."""
 
 
 def find_sharding_problems(config: RunConfig) -> list[str]:
@@ -15,6 +25,11 @@ def list_unshardable(config: RunConfig) -> list[str]:
         problems.append(
             "quantization=int8 cannot be sharded: FSDP cannot cut weights as bitsandbytes keeps these. "
             "Use quantization=nf4, which is smaller, or parallel=ddp."
+        )
+    if _WHOLE_ONLY.fullmatch(config.trainer.optim):
+        problems.append(
+            f"trainer.optim={config.trainer.optim} cannot step on the shards of parallel=fsdp. "
+            "Use trainer.optim=adamw_torch, whose state is sharded with the weights."
         )
     recomputing = config.trainer.extra.get("activation_checkpointing_kwargs")
     if recomputing and config.adapter.method is AdapterMethod.none:

@@ -1,6 +1,7 @@
 """The optimizer and its schedule, tried out before a model is loaded for them."""
 
 import inspect
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.extra import find_unknown_keys
@@ -113,7 +114,7 @@ def _check_shards(
         layer(torch.ones(1, 128, device=arguments.device)).sum().backward()
         optimizer.step()
     except Exception as error:
-        reason = f" ({_first_line(error)[:120]})"
+        reason = f" ({shorten(_first_line(error), 120, placeholder='...')})"
     else:
         reason = " (its state is made before they are)" if began_with_state else ""
     if reason:

@@ -118,6 +118,29 @@ def test_what_cannot_be_sharded_is_refused(change, line):
     assert not [problem for problem in find_problems(config()) if re.search(line, problem)]
 
 
+@pytest.mark.parametrize(
+    ("optim", "fits"),
+    [
+        ("adamw_torch", True),
+        ("adamw_torch_fused", True),
+        ("paged_adamw_32bit", True),
+        ("sgd", True),
+        ("rmsprop", True),
+        ("adamw_8bit", False),
+        ("adamw_bnb_8bit", False),
+        ("paged_adamw_8bit", False),
+        ("paged_lion_32bit", False),
+        ("adafactor", False),
+        ("adagrad", False),
+    ],
+)
+def test_optimizers_that_cannot_step_on_shards_are_refused_by_the_name_they_were_given(optim, fits):
+    asked = config()
+    asked.trainer.optim = optim
+    said = f"trainer.optim={optim} cannot step on the shards of parallel=fsdp. Use trainer.optim=adamw_torch"
+    assert any(line.startswith(said) for line in find_problems(asked)) is not fits
+
+
 def test_recomputing_settings_that_fsdp_does_not_read_are_refused():
     wrong = config(AdapterMethod.none)
     wrong.trainer.extra = {"activation_checkpointing_kwargs": {"use_reentrant": False}}
