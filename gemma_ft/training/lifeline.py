@@ -191,15 +191,15 @@ class Lifeline:
         """Note what a process says; the first one gathers it and passes it on."""
         if self._closed or message.get("rank") == self.rank:
             return
-        if "end" in message:
+        if "end" not in message:
+            message = self._gather(sender, message) if "told" in message or self.rank == 0 else message
+        if message and (self.rank == 0 or sender == self.rank):
+            self._send_all(message)
+        if "end" in message:  # last, since who hears of it may leave
             with self._changed:
                 self._left.add(message["rank"])
                 self._changed.notify_all()
             self._heard(message)
-        elif "told" in message or self.rank == 0:
-            message = self._gather(sender, message)
-        if message and (self.rank == 0 or sender == self.rank):
-            self._send_all(message)
 
     def _gather(self, sender: int, message: Message) -> Message:
         """Return what all have said at a meeting, once they have; nothing before."""

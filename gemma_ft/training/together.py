@@ -73,11 +73,13 @@ class _Company:
             )
         elif end == "failed":
             self._lose(f"{self.name(rank)} failed: {text}", rank, after=_OWN_WORD_SECONDS)
+        elif end == "lost":
+            self._lose(text, rank, told=True)
 
-    def _lose(self, reason: str, rank: int, after: float = 0.0) -> None:
+    def _lose(self, reason: str, rank: int, *, after: float = 0.0, told: bool = False) -> None:
         if self.lost is not None or self.ended:
             return
-        self.lost = LossError(reason, speaks=self.layout.rank == (1 if rank == 0 else 0))
+        self.lost = LossError(reason, speaks=not told and self.layout.rank == (1 if rank == 0 else 0))
         for seconds, do in ((after, self._interrupt), (after + GRACE_SECONDS, self._end)):
             timer = threading.Timer(seconds, do)
             timer.daemon = True
@@ -146,8 +148,10 @@ def together(config: RunConfig, layout: Layout, record: Callable[[str], None]) -
             cause = company.cause_of(error)
             end = "stopped" if isinstance(cause, KeyboardInterrupt) else "failed"
             text = _in_one_line(cause)
-            if cause is company.lost and company.lost.speaks:
-                record(str(cause))
+            if cause is company.lost:
+                end = "lost"
+                if company.lost.speaks:
+                    record(str(cause))
         if cause is error:
             raise
         raise cause from error
