@@ -231,7 +231,7 @@ def test_before_the_first_step_neither_rate_nor_schedule_is_to_blame(config, run
 def test_the_reason_of_a_refusal_is_its_line(config, run):
     run.lock()
     refusal = pytest.raises(ModelError, match="no folder")
-    with refusal, recorded(run, config, SimpleNamespace(writes=True)):
+    with refusal, recorded(run, config, SimpleNamespace(writes=True, world_size=1)):
         raise ModelError("model.path=x is no folder. Check it.")
     assert run.read_status().reason == "model.path=x is no folder. Check it."
 
