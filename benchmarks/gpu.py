@@ -134,6 +134,9 @@ def child(name: str, place: Place, out: Path) -> None:
 
 
 def _figures(name: str, place: Place) -> dict[str, Any]:
+    from gemma_ft.modeling.libraries import quiet_bitsandbytes
+
+    quiet_bitsandbytes()  # before anything imports it
     if name == DESCRIBE:
         return describe(place.device)
     if name == BASE:

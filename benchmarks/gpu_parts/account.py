@@ -68,8 +68,8 @@ def memory(meter: Meter) -> dict[str, Any] | None:
     """Return the bytes of each part of a run; None without a GPU.
 
     weights, adapters: what building them allocated. model: both when training begins, of which a shard is
-    here where FSDP shares them out. optimizer: its state tensors; those of a paged one stand
-    outside torch's account and may lie in the machine's memory. gradients: what the backward pass left.
+    here where FSDP shares them out. optimizer: its state tensors, of which paged ones stand outside
+    torch's account and may lie in the machine's memory. gradients: what the backward pass left.
     activations: what the forward pass kept for it. loss: the most that head and loss held above that, both
     ways. backward: its peak above what the step began with: recomputed activations, gradients. peak: the
     highest of all phases. reserved: what torch has taken from the device. device_used: what the driver says
@@ -78,19 +78,12 @@ def memory(meter: Meter) -> dict[str, Any] | None:
     if not meter.allocator.counts:
         return None
     held = meter.held
-    states = [
-        value
-        for entry in meter.trainer.optimizer.state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    ]
     free, total = torch.cuda.mem_get_info()
     return {
         "weights": held["model"] - held["nothing"],
         "adapters": held.get("adapters", held["model"]) - held["model"],
         "model": held["trainer"] - held["nothing"],
-        "optimizer": sum(value.nbytes for value in states if not getattr(value, "is_paged", False)),
-        "optimizer_paged": sum(value.nbytes for value in states if getattr(value, "is_paged", False)),
+        **optimizer_bytes(meter.trainer.optimizer),
         "gradients": meter.gradients,
         "activations": meter.kept,
         "loss": meter.loss_extra,
@@ -100,3 +93,15 @@ def memory(meter: Meter) -> dict[str, Any] | None:
         "reserved": meter.allocator.reserved,
         "device_used": total - free,
     }
+
+
+def optimizer_bytes(optimizer: Any) -> dict[str, int]:
+    """Add up the tensors of an optimizer's state: on the GPU, paged, and in the machine's memory."""
+    found = {"optimizer": 0, "optimizer_paged": 0, "optimizer_on_cpu": 0}
+    for value in (value for state in optimizer.state.values() for value in state.values()):
+        if isinstance(value, torch.Tensor):
+            own = value.to_local() if hasattr(value, "to_local") else value  # a shard's own part
+            paged, on_cpu = getattr(own, "is_paged", False), own.device.type == "cpu"
+            place = "optimizer_paged" if paged else "optimizer_on_cpu" if on_cpu else "optimizer"
+            found[place] += own.nbytes
+    return found

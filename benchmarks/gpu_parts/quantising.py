@@ -26,9 +26,6 @@ def quantising(place: Place, name: str) -> dict[str, Any]:
     values dequantised on each side, what the device makes of the CPU's bytes, and what our export reads.
     Of int8: values and scales.
     """
-    from gemma_ft.modeling.libraries import quiet_bitsandbytes
-
-    quiet_bitsandbytes()
     nf4, int8 = {}, {}
     for title, values in tensors(place.shape):
         for double in (False, True):

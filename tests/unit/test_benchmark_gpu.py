@@ -139,7 +139,7 @@ def test_a_base_is_a_checkpoint_that_loads(tmp_path, monkeypatch, tiny):
     assert model.config.vocab_size == 4096
     assert 0.019 < float(model.model.layers[0].mlp.up_proj.weight.detach().float().std()) < 0.021
     loss = model(input_ids=torch.arange(2, 34)[None], labels=torch.arange(2, 34)[None]).loss
-    assert math.isfinite(loss)
+    assert math.isfinite(loss.item())
     assert len(AutoTokenizer.from_pretrained(base)) == 2048
     assert bases.build_base("2b", tmp_path) == base  # the second time it is there
 
@@ -282,7 +282,7 @@ def test_the_memory_of_a_step_is_told_apart(monkeypatch):
     norm, model = torch.nn.Identity(), torch.nn.Module()
     model.model = torch.nn.Module()
     model.model.norm = norm
-    state = {"exp_avg": torch.zeros(10), "paged": torch.zeros(5)}
+    state = {"exp_avg": torch.zeros(10, device="meta"), "step": torch.zeros(1), "paged": torch.zeros(5)}
     state["paged"].is_paged = True
     watch.trainer = SimpleNamespace(
         accelerator=SimpleNamespace(scaler=None), optimizer=SimpleNamespace(state={0: state})
@@ -320,6 +320,7 @@ def test_the_memory_of_a_step_is_told_apart(monkeypatch):
         "model": 1150,
         "optimizer": 40,
         "optimizer_paged": 20,
+        "optimizer_on_cpu": 4,
         "gradients": 20,
         "activations": 300,
         "loss": 700,
@@ -431,6 +432,13 @@ def test_a_launched_part_goes_through_torchrun_and_sees_all_gpus(place, monkeypa
     assert gpu.child_environment(on_gpu, one_gpu=True)["CUDA_VISIBLE_DEVICES"] == "2"
     assert gpu.child_environment(on_gpu, one_gpu=False)["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert gpu.child_environment(place, one_gpu=True)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_the_readme_names_every_part_and_no_figure_that_was_not_measured():
+    page = (BENCHMARKS / "README.md").read_text().partition("## `gpu.py`")[2].partition("\n## ")[0]
+    assert all(f"`{name}`" in page for name in PARTS)
+    measured = gpu.RESULTS.exists()
+    assert ("**Not measured**" in page) != measured
 
 
 def start(*words, cwd):
