@@ -1,5 +1,6 @@
 """How this process stands among the others, and the accumulation that follows from it."""
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from gemma_ft.training.launchers import (
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+logger = logging.getLogger("gemma_ft")
 
 SHARDING_DEVICES: tuple[str, ...] = ("cuda", "xpu")
 """Kinds of devices that FSDP shards over here: on CPUs accelerate falls back to DDP without a word."""
@@ -130,6 +133,8 @@ def check_shardable(kind: str) -> None:
 def check_connected(accelerator: "Accelerator", layout: Layout) -> None:
     """Check that accelerate has connected the processes as they were laid out: it falls back in silence.
 
+    Where the launcher's number format is another one than the run's, say which of them stands.
+
     Raises:
         TrainingError: It has not.
     """
@@ -146,6 +151,11 @@ def check_connected(accelerator: "Accelerator", layout: Layout) -> None:
             f"accelerate has made process {found[1]} of {found[0]} with {kind}. Start it with torchrun, "
             "which needs no settings of its own."
         )
+    asked, ours = layout.launcher_precision, accelerator.mixed_precision
+    if layout.writes and asked not in (None, ours):
+        words = "the launcher's mixed_precision=%s is passed over: model.dtype decides, and this run has %s. "
+        words += "Leave it out of the launcher's file, or give model.dtype=%s."
+        logger.warning(words, asked, "fp32" if ours == "no" else ours, asked)
 
 
 def count_gpus() -> int:
@@ -195,8 +205,8 @@ def to_share(number: int) -> "torch.Tensor":
     """Hold a number where the connected processes can exchange it: NCCL takes what is on a GPU only."""
     import torch
 
-    first = torch.distributed.get_backend_config().split(",")  # like cpu:gloo,cuda:nccl
-    kinds = [entry.partition(":")[0] for entry in first]
+    backends = torch.distributed.get_backend_config()  # like cpu:gloo,cuda:nccl
+    kinds = [entry.partition(":")[0] for entry in backends.split(",")]
     return torch.tensor(number, device="cpu" if "cpu" in kinds else kinds[0])
 
 

@@ -118,11 +118,14 @@ def test_two_processes_do_not_share_a_gpu(monkeypatch):
         check_devices(laid_out("ddp", world_size=4, rank=2, local_rank=2), "cuda")
 
 
-def connected(kind: str, world_size: int = 2, rank: int = 0) -> SimpleNamespace:
+def connected(kind: str, world_size: int = 2, rank: int = 0, precision: str = "no") -> SimpleNamespace:
     from accelerate.utils import DistributedType
 
     return SimpleNamespace(
-        distributed_type=DistributedType[kind], num_processes=world_size, process_index=rank
+        distributed_type=DistributedType[kind],
+        num_processes=world_size,
+        process_index=rank,
+        mixed_precision=precision,
     )
 
 
@@ -152,3 +155,20 @@ def test_a_silent_fall_back_of_accelerate_ends_the_run(method, accelerator):
         check_connected(accelerator, laid_out(method))
     with pytest.raises(TrainingError, match="parallel=single asked for process 0 of 1"):
         check_connected(connected("MULTI_CPU", 1), laid_out("single", 1))
+
+
+def test_the_number_format_of_a_launcher_does_not_stand_and_that_is_said_once(launcher, caplog):
+    launcher(2, ACCELERATE_MIXED_PRECISION="fp16")
+    layout = resolve_layout(config())
+    check_connected(connected("MULTI_GPU", precision="fp16"), layout)
+    assert caplog.messages == []
+    check_connected(connected("MULTI_GPU", precision="bf16"), layout)
+    assert caplog.messages == [
+        "the launcher's mixed_precision=fp16 is passed over: model.dtype decides, and this run has bf16. "
+        "Leave it out of the launcher's file, or give model.dtype=fp16."
+    ]
+    launcher(2, rank=1, ACCELERATE_MIXED_PRECISION="fp16")
+    check_connected(connected("MULTI_GPU", rank=1), resolve_layout(config()))
+    launcher(2, ACCELERATE_MIXED_PRECISION="no")
+    check_connected(connected("MULTI_GPU", precision="bf16"), resolve_layout(config()))
+    assert len(caplog.messages) == 1
