@@ -1,5 +1,6 @@
 """A Ray Train program (`ray job submit`)."""
 
+from pathlib import Path
 from pprint import pformat
 from textwrap import indent
 
@@ -16,8 +17,8 @@ _CHECKED = (
 
 
 def submit_command(job: Job, file: str) -> str:
-    """Return the command that submits a file, which the cluster's head must see."""
-    return f"ray job submit -- python {bash_word(file)}"
+    """Return the command that submits a file, which the cluster's head reads under the same name."""
+    return f"ray job submit -- python {bash_word(str(Path(file).absolute()))}"
 
 
 def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str:
@@ -50,6 +51,7 @@ def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str
 def _prepare(job: Job, shared_dir: str) -> tuple[str, ...]:
     lines = [
         f"Every node of the Ray cluster, its head too, must have gemma_ft and see {shared_dir}.",
+        f"The head reads this file: write it to {shared_dir} with --output, or copy it to where the head is.",
         "A machine that is taken away gives Ray's workers no time to save: lower trainer.save_steps there.",
     ]
     if job.secrets:

@@ -11,7 +11,7 @@ SUFFIX = ".sbatch"
 
 _CHECKED = (
     "its like was run by Slurm 22.05 with two nodes on one machine of CPUs: a stop before the time limit, "
-    "requeue, a killed process, scancel. GPUs and a real network were not."
+    "preemption, a killed process, a lost node, requeue, scancel. GPUs and a real network were not."
 )
 _EARLY_SECONDS = 90
 """Slurm sends a signal up to a minute early or late, and torchrun needs some seconds beside its workers."""
