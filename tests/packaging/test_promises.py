@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_ft.commands import export, generate, inspect
+from gemma_ft.commands import doctor, export, generate, inspect, launch
 from gemma_ft.commands.train import build_parser
 from gemma_ft.config.compose import compose
 
@@ -44,6 +44,11 @@ def test_every_command_of_readme_and_docs_is_one(words, tmp_path, monkeypatch):
             assert compose(*arguments.overrides).name
         case ["generate", *rest]:
             generate.build_parser().parse_args(rest)
+        case ["doctor", *rest]:
+            doctor.build_parser().parse_args(rest)
+        case ["launch", engine, *rest]:
+            arguments = launch.build_parser(engine).parse_intermixed_args(rest)
+            assert compose(*arguments.overrides).name
         case _:
             arguments = build_parser().parse_intermixed_args(words)
             swept = [word.partition(",")[0] for word in arguments.overrides]
