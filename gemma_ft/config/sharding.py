@@ -1,6 +1,8 @@
 """What a sharded run (`parallel=fsdp`) cannot be combined with, and what to use instead."""
 
+import json
 import re
+from pathlib import Path
 
 from gemma_ft.config.schema import AdapterMethod, ParallelMethod, QuantizationMethod, RunConfig
 
@@ -26,6 +28,11 @@ def list_unshardable(config: RunConfig) -> list[str]:
             "quantization=int8 cannot be sharded: FSDP cannot cut weights as bitsandbytes keeps these. "
             "Use quantization=nf4, which is smaller, or parallel=ddp."
         )
+    if whole := _modules_trained_whole(config.adapter.path):
+        problems.append(
+            f"adapter.path={config.adapter.path} trains {', '.join(whole)} whole beside its matrices, which FSDP "
+            "loses where the embedding is tied. Use parallel=ddp."
+        )
     if _WHOLE_ONLY.fullmatch(config.trainer.optim):
         problems.append(
             f"trainer.optim={config.trainer.optim} cannot step on the shards of parallel=fsdp. "
@@ -38,3 +45,16 @@ def list_unshardable(config: RunConfig) -> list[str]:
             "fine-tune, where FSDP recomputes activations itself. Take it out."
         )
     return problems
+
+
+def _modules_trained_whole(adapter: str | None) -> list[str]:
+    """Name what an existing adapter trains beside its matrices; what cannot be read is refused elsewhere."""
+    if adapter is None:
+        return []
+    try:
+        settings = json.loads(
+            (Path(adapter).expanduser() / "adapter_config.json").read_text(encoding="utf-8")
+        )
+        return [*(settings.get("modules_to_save") or ()), *(settings.get("trainable_token_indices") or ())]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []

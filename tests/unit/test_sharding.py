@@ -141,6 +141,18 @@ def test_optimizers_that_cannot_step_on_shards_are_refused_by_the_name_they_were
     assert any(line.startswith(said) for line in find_problems(asked)) is not fits
 
 
+@pytest.mark.parametrize(
+    ("settings", "fits"),
+    [({"modules_to_save": ["embed_tokens"]}, False), ({"modules_to_save": None}, True), ({}, True)],
+)
+def test_adapters_that_train_whole_modules_are_refused(tmp_path, settings, fits):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    asked = config()
+    asked.adapter.path = str(tmp_path)
+    said = f"adapter.path={tmp_path} trains embed_tokens whole beside its matrices"
+    assert any(line.startswith(said) for line in find_problems(asked)) is not fits
+
+
 def test_recomputing_settings_that_fsdp_does_not_read_are_refused():
     wrong = config(AdapterMethod.none)
     wrong.trainer.extra = {"activation_checkpointing_kwargs": {"use_reentrant": False}}
