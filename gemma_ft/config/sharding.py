@@ -30,8 +30,8 @@ def list_unshardable(config: RunConfig) -> list[str]:
         )
     if whole := _modules_trained_whole(config.adapter.path):
         problems.append(
-            f"adapter.path={config.adapter.path} trains {', '.join(whole)} whole beside its matrices, which FSDP "
-            "loses where the embedding is tied. Use parallel=ddp."
+            f"adapter.path={config.adapter.path} trains {', '.join(whole)} whole beside its matrices, which "
+            "FSDP loses where the embedding is tied. Use parallel=ddp."
         )
     if _WHOLE_ONLY.fullmatch(config.trainer.optim):
         problems.append(
