@@ -15,7 +15,7 @@ logger = logging.getLogger("gemma_ft")
 
 _ON = ("1", "true", "yes", "on", "y", "t")
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_TORCHRUN = "torchrun --standalone --nproc-per-node N -m gemma_ft ..."
+_TORCHRUN = "torchrun --standalone --nproc-per-node N -m gemma_ft"
 _CLUSTER = "python -m gemma_ft launch slurm writes a job that starts one torchrun a node"
 _OTHER_ENGINES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -74,6 +74,7 @@ def read_world() -> World:
     rank, local_rank = _number("RANK", default=0), _number("LOCAL_RANK", default=0)
     for name, value in {"RANK": rank, "LOCAL_RANK": local_rank}.items():
         if value >= size:
+            _speak()
             raise ConfigError(
                 f"{name}={value} must be below WORLD_SIZE={size}: ranks count from 0. "
                 f"Start all of them with {_TORCHRUN}."
@@ -220,6 +221,11 @@ def _take_sharding(config: RunConfig, world: World) -> None:
         logger.info("the launcher asks for FSDP: parallel=fsdp, as parallel.* and trainer.* say%s", more)
 
 
+def _speak() -> None:
+    """Let this process tell its error, though it is not the first: what is wrong may be its rank."""
+    os.environ.pop("RANK", None)
+
+
 def _is_on(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in _ON
 
@@ -229,6 +235,7 @@ def _number(variable: str, *, at_least: int = 0, default: int = 0) -> int:
     if not text:
         return default
     if not text.isdecimal() or int(text) < at_least:
+        _speak()
         raise ConfigError(
             f"{variable}={text} is no number from {at_least} up. Unset it, or start with a launcher that "
             "sets it."

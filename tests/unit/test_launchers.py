@@ -131,6 +131,7 @@ def test_variables_that_cannot_be_are_refused(launcher, monkeypatch, variables, 
         launcher(4, **variables)
     with pytest.raises(ConfigError, match=words):
         read_world()
+    assert os.environ.get("RANK", "0") == "0"  # so that it is printed
 
 
 @pytest.mark.parametrize(
