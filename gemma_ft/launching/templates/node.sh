@@ -18,8 +18,8 @@ count_start() { # $1: what stays the same when this job starts again
 
 # Become the processes of one node, one a GPU; those of all nodes meet at the first node's port.
 train_on_node() { # $1: this node's number from 0, $2: the first node, $3: its port, $4: a host to look towards
-  if [ "$nodes" -gt 1 ]; then
-    local interface
+  local interface
+  if [ "$nodes" -gt 1 ] && { [ -z "$NCCL_SOCKET_IFNAME" ] || [ -z "$GLOO_SOCKET_IFNAME" ]; }; then
     interface=$("$python" -m gemma_ft.launching.interface "$4") || exit 1
     export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-=$interface}" # "=": this name, not what begins with it
     export GLOO_SOCKET_IFNAME="${GLOO_SOCKET_IFNAME:-$interface}"
