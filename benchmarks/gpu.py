@@ -170,7 +170,8 @@ def measure(name: str, asked: Place, about: dict[str, Any], deadline: float) -> 
             return title, built
         (place.folder / f"{BASE}.json").rename(place.folder / f"base-{place.shape}.json")
     processes = max(about["gpus"], 1) if part.launched else None
-    outcome = run_child(name, place, deadline - time.monotonic(), processes=processes)
+    left = deadline - time.monotonic()
+    outcome = run_child(name, place, left, processes=processes, one_gpu=part.one_gpu)
     return title, {"says": part.says, "shape": place.shape, **outcome}
 
 

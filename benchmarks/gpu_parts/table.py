@@ -21,7 +21,9 @@ class Part:
     gpus: int = 1
     """GPUs that it needs."""
     launched: bool = False
-    """Whether torchrun starts it, one process a GPU; else it sees one GPU."""
+    """Whether torchrun starts it, one process a GPU."""
+    one_gpu: bool = True
+    """Whether its process, where there is one, sees one GPU of those in sight."""
 
 
 def _from(module: str, function: str) -> Callable[[Place, str], dict[str, Any]]:
@@ -75,7 +77,7 @@ PARTS = {
     ),
     "resume": Part(says="runs that are cut and resumed, the bundled model", seconds=60, measure=resume),
     "ceilings": Part(says="a matrix product and a copy", seconds=15, measure=_from("kernels", "ceilings")),
-    "tests": Part(says="pytest tests/gpu", seconds=180, measure=_from("suite", "tests")),
+    "tests": Part(says="pytest tests/gpu", seconds=180, measure=_from("suite", "tests"), one_gpu=False),
     "offload": Part(
         says="recipe ultrachat_lora, parallel=fsdp_offload",
         seconds=90,

@@ -465,6 +465,21 @@ def test_figures_of_a_cpu_do_not_go_to_those_of_gpus(tmp_path):
     assert "--device cpu measures no GPU: name another file with --results" in done.stderr
 
 
+def test_only_the_tests_see_all_gpus_in_one_process(tmp_path, monkeypatch):
+    seen = {}
+
+    def run_child(name, place, seconds, *, processes=None, one_gpu=True):
+        seen[name] = (processes, one_gpu)
+        return {"status": "measured", "figures": {}, "seconds": 1}
+
+    monkeypatch.setattr(gpu, "run_child", run_child)
+    (tmp_path / "base-7b.json").touch()
+    asked = training.Place(folder=tmp_path, shape="7b", device="cuda")
+    for name in ("tests", "lora", "fsdp_lora"):
+        gpu.measure(name, asked, {**ABOUT, "gpus": 4}, time.monotonic() + 9999)
+    assert seen == {"tests": (None, False), "lora": (None, True), "fsdp_lora": (4, True)}
+
+
 def test_without_a_gpu_nothing_is_written(tmp_path):
     done = start("--folder", str(tmp_path), "--results", str(tmp_path / "gpu.json"), cwd=tmp_path)
     assert done.returncode == 1
