@@ -12,11 +12,6 @@ from on_gpu import HERE, environment
 from program import write_chats
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker, also where this folder alone is asked for."""
-    config.addinivalue_line("markers", "gpu: needs a GPU, and is skipped without one")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what stands in this folder."""
     for item in items:
