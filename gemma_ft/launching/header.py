@@ -21,7 +21,9 @@ def build_header(job: Job, *, submit: str, checked: str, prepare: tuple[str, ...
         f"{job.name}: {job.nodes} nodes with {job.gpus} GPUs each, {job.processes} processes ({job.method}).",
         f"Written by gemma_ft {__version__}, which the nodes need too.",
         f"Submit it:  {submit}",
-        *wrap(checked, 100, initial_indent="Checked:    ", subsequent_indent=" " * 12),
+        *wrap(
+            checked, 100, initial_indent="Checked:    ", subsequent_indent=" " * 12, break_on_hyphens=False
+        ),
         "Before it is submitted:",
         *(f"- {line}" for line in (*prepare, *_place_lines(job))),
         "The words below are those of the command line. Change `run` with them: it is the run folder that",
