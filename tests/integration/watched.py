@@ -43,7 +43,12 @@ def watch_steps() -> None:
 
     def watch_step(self: RunTrainer, model: object, inputs: dict, *args: object, **kwargs: object) -> object:
         with (WATCHED / f"steps-{RANK}.jsonl").open("a") as file:
-            for row in inputs["input_ids"]:
+            learned = [
+                row
+                for row, labels in zip(*map(inputs.get, ("input_ids", "labels")), strict=True)
+                if (labels != -100).any()
+            ]
+            for row in learned:
                 name = hashlib.sha256(str([token for token in row.tolist() if token]).encode()).hexdigest()
                 print(json.dumps([self.state.global_step, name]), file=file)
         return step(self, model, inputs, *args, **kwargs)
