@@ -42,10 +42,6 @@ def begin_run(
     if overwrite and extend:
         raise RunError("--extend goes on with a run, --overwrite starts it anew. Leave one of them out.")
     if overwrite and run.path.exists():
-        if layout.world_size > 1:
-            raise RunError(
-                f"--overwrite cannot move {run.path} under a launcher. Rename the folder yourself."
-            )
         return Beginning(Stage.data)  # the folder is moved once the new run is known to work
     status = run.read_status()
     if status is None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import DefaultFlowCallback, TrainerControl
-from trl import SFTTrainer
 
 from gemma_ft import stopping
 from gemma_ft.training.agreement import check_stop
+from gemma_ft.training.batches import BatchTrainer
 
 if TYPE_CHECKING:
     from transformers.trainer_utils import EvalLoopOutput
@@ -30,7 +30,7 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numbers)
 
 
-class EvaluatingTrainer(SFTTrainer):  # type: ignore[misc]
+class EvaluatingTrainer(BatchTrainer):
     """TRL's trainer with a held-out loss that is averaged over tokens."""
 
     _scored: list[torch.Tensor]
@@ -71,16 +71,10 @@ class EvaluatingTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Score a batch, and keep its summed loss and its number of learned tokens."""
         check_stop()
-        self._mask_repeats(inputs["labels"])
+        # packed rows come one by one here
+        self.mask_repeats(inputs["labels"], [inputs["labels"].shape[1]] * len(inputs["labels"]))
         tokens = (inputs["labels"][:, 1:] != -100).sum()
         result = super().prediction_step(model, inputs, *args, **kwargs)
         loss = result[0].double()
         self._scored.append(torch.stack([loss * tokens.to(loss.device), tokens.to(loss)]))
         return result
-
-    def _mask_repeats(self, labels_BL: torch.Tensor) -> None:
-        """Leave out of the loss the rows that accelerate repeats to give every process a whole last batch."""
-        batches = self.accelerator.gradient_state
-        if self.accelerator.num_processes > 1 and batches.end_of_dataloader and batches.remainder > 0:
-            own = batches.remainder - self.accelerator.process_index * len(labels_BL)
-            labels_BL[max(own, 0) :] = -100

@@ -72,7 +72,8 @@ class _Company:
                 f"{self.name(rank)} has died. The same line again goes on from the last checkpoint.", rank
             )
         elif end == "failed":
-            self._lose(f"{self.name(rank)} failed: {text}", rank, after=_OWN_WORD_SECONDS)
+            reason = f"{self.name(rank)} failed: {text}"  # the first one says so itself, and writes it down
+            self._lose(reason, rank, after=_OWN_WORD_SECONDS, told=rank == 0)
         elif end == "lost":
             self._lose(text, rank, told=True)
 

@@ -5,10 +5,17 @@ The wide matrix is in test_fsdp_matrix.py, marked slow.
 
 import pytest
 from fsdp_runs import METHODS, Bench, assert_bit_identical
-from program import write_chats
+from program import losses, write_chats
 
 PACKED = ["trainer.packing=true"]
 LINES = {method: [*words, *(PACKED if method == "lora" else [])] for method, words in METHODS.items()}
+
+ENDS = {
+    "end": ["trainer.max_steps=10"],
+    "end-by-two": ["trainer.max_steps=10", "trainer.micro_batch_size=2"],
+    "end-packed": ["trainer.max_steps=10", "trainer.micro_batch_size=2", *PACKED],
+}
+"""Runs over the end of an epoch: 33 rows, or the sequences that they are packed into, do not share out."""
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +32,12 @@ def bench(tmp_path_factory, tiny):
             cut = f"{method}-resumed-{count}"
             lines.append(["cut", f"outputs/{method}-fsdp", f"outputs/{cut}", "2"])
             lines.append(bench.words(cut, *sharded))
+    ends = {name: [*METHODS["lora"], *words] for name, words in ENDS.items()}
+    two += [bench.words(f"{name}-ddp", *words, "parallel=ddp") for name, words in ends.items()]
     bench.launch(2, *two)
     bench.launch(1, *one)
-    bench.launch(0, *(bench.words(method, *words) for method, words in LINES.items()))
+    alone = LINES | ends
+    bench.launch(0, *(bench.words(method, *words) for method, words in alone.items()))
     return bench
 
 
@@ -35,6 +45,12 @@ def bench(tmp_path_factory, tiny):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_learns(bench, method, parallel):
     bench.assert_equal(method, f"{method}-{parallel}")
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_rows_that_fill_the_last_batch_of_an_epoch_are_not_learned_twice(bench, name):
+    bench.assert_equal(name, f"{name}-ddp")
+    assert losses(bench.run(name), "epoch")[-1] > 1
 
 
 @pytest.mark.parametrize("method", METHODS)
