@@ -2,7 +2,7 @@
 
 from gemma_ft import stopping
 from gemma_ft.errors import Interrupted
-from gemma_ft.training.layout import among_others, any_process, to_share
+from gemma_ft.training.connections import among_others, any_process, to_share
 
 
 def agreed_stop() -> Interrupted | None:

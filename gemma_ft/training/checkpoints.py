@@ -15,7 +15,7 @@ from gemma_ft.errors import TrainingError
 from gemma_ft.modeling.weights import check_weights, discard_folder, publish_folder
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import told_by_writer
-from gemma_ft.training.layout import among_others
+from gemma_ft.training.connections import among_others
 
 logger = logging.getLogger("gemma_ft")
 

@@ -9,8 +9,8 @@ import torch
 
 from gemma_ft.data.finding import find_rows
 from gemma_ft.data.prepare import PreparedData
+from gemma_ft.training.connections import among_others, any_process
 from gemma_ft.training.failures import NotFiniteError
-from gemma_ft.training.layout import among_others, any_process
 from gemma_ft.training.sharding import whole
 
 _SMALLEST_SCALE = 1.0

@@ -3,13 +3,13 @@
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError, TrainingError
 from gemma_ft.training.launchers import (
     World,
-    clear_settings,
     forget_settings,
     read_world,
     settle_method,
@@ -17,7 +17,6 @@ from gemma_ft.training.launchers import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from accelerate import Accelerator
 
 logger = logging.getLogger("gemma_ft")
@@ -26,6 +25,8 @@ SHARDING_DEVICES: tuple[str, ...] = ("cuda", "xpu")
 """Kinds of devices that FSDP shards over here: on CPUs accelerate falls back to DDP without a word."""
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
+
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +81,8 @@ def resolve_layout(config: RunConfig) -> Layout:
     if wants_cpu():
         hide_gpus(keep=0)
     elif world.size == 1:
+        if config.parallel.method is ParallelMethod.auto and (others := _gpus_in_sight() - 1) > 0:
+            logger.info("one of %d GPUs is used. parallel=ddp or parallel=fsdp uses all of them.", others + 1)
         hide_gpus(keep=1)
     if method is ParallelMethod.single:
         os.environ.pop("LOCAL_RANK", None)  # accelerate would connect this process with itself
@@ -194,47 +197,12 @@ def _accumulation(config: RunConfig, processes: int) -> int:
     return trainer.global_batch_size // share
 
 
-def among_others() -> bool:
-    """Tell whether this process is connected to others."""
-    import torch
-
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def to_share(number: int) -> "torch.Tensor":
-    """Hold a number where the connected processes can exchange it: NCCL takes what is on a GPU only."""
-    import torch
-
-    backends = torch.distributed.get_backend_config()  # like cpu:gloo,cuda:nccl
-    kinds = [entry.partition(":")[0] for entry in backends.split(",")]
-    return torch.tensor(number, device="cpu" if "cpu" in kinds else kinds[0])
-
-
-def any_process(flag: bool) -> bool:
-    """Tell whether any process of the run says yes; all must ask at the same point, and all hear the same."""
-    import torch
-
-    if not among_others():
-        return flag
-    votes = to_share(int(flag))
-    torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
-    return bool(votes.item())
-
-
-def leave_processes() -> None:
-    """Close the connections to the other processes of a run, once nothing of its trainer is in use.
-
-    DDP's reducer holds the process group too. Were it the last to let go, gloo's threads could wait for ever
-    for the interpreter lock that their own shutdown holds; so the trainer is collected first.
-    """
-    import gc
-
-    import torch
-
-    if among_others():
-        gc.collect()
-        torch.distributed.destroy_process_group()
-    clear_settings()
+def _gpus_in_sight() -> int:
+    """Count NVIDIA's GPUs without torch, which would not look again once they are hidden."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return len([name for name in named.split(",") if name.strip()])
+    return len([*_NVIDIA_GPUS.iterdir()]) if _NVIDIA_GPUS.is_dir() else 0
 
 
 def hide_gpus(*, keep: int) -> None:

@@ -17,9 +17,10 @@ from gemma_ft.runs import RunFolder, Stage, State
 from gemma_ft.secrets import kept_out_of_logs
 from gemma_ft.training.agreement import check_stop
 from gemma_ft.training.begin import begin_run, claim_folder
+from gemma_ft.training.connections import leave_processes
 from gemma_ft.training.data import prepare_rows
 from gemma_ft.training.ending import recorded
-from gemma_ft.training.layout import Layout, check_devices, leave_processes, resolve_layout
+from gemma_ft.training.layout import Layout, check_devices, resolve_layout
 from gemma_ft.training.opening import open_folder
 from gemma_ft.training.record import record_trained
 

@@ -16,9 +16,9 @@ from gemma_ft.errors import Interrupted
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import agreed_stop
 from gemma_ft.training.checkpoints import publish_checkpoint, rotate, torn_because
+from gemma_ft.training.connections import any_process
 from gemma_ft.training.guard import StepGuard, weights_of
 from gemma_ft.training.interval import Interval
-from gemma_ft.training.layout import any_process
 from gemma_ft.training.schedule import stretch_schedule
 from gemma_ft.training.sharded_trainer import ShardedTrainer
 from gemma_ft.training.sharding import whole

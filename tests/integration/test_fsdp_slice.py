@@ -34,6 +34,7 @@ def bench(tmp_path_factory, tiny):
             lines.append(bench.words(cut, *sharded))
     ends = {name: [*METHODS["lora"], *words] for name, words in ENDS.items()}
     two += [bench.words(f"{name}-ddp", *words, "parallel=ddp") for name, words in ends.items()]
+    two.append(bench.words("end-ddp", *ends["end"], "parallel=ddp", "--overwrite"))
     bench.launch(2, *two)
     bench.launch(1, *one)
     alone = LINES | ends
@@ -51,6 +52,10 @@ def test_two_processes_learn_what_one_learns(bench, method, parallel):
 def test_rows_that_fill_the_last_batch_of_an_epoch_are_not_learned_twice(bench, name):
     bench.assert_equal(name, f"{name}-ddp")
     assert losses(bench.run(name), "epoch")[-1] > 1
+
+
+def test_several_processes_start_anew_beside_the_old_folder(bench):
+    assert_bit_identical(bench, "end-ddp.old-1", "end-ddp")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TEMPLATES = ROOT / "gemma_ft" / "launching" / "templates"
 RECIPES = {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 
 
@@ -73,6 +74,9 @@ def test_the_wheel_holds_data_and_licence_and_no_tests(wheel):
     assert "gemma_ft/chat_template.jinja" in names
     assert {"gemma_ft/inspection/page.html", "gemma_ft/inspection/page.css"} <= set(names)
     assert {f"gemma_ft/recipes/{recipe}.yaml" for recipe in RECIPES} <= set(names)
+    templates = {f"gemma_ft/launching/templates/{path.name}" for path in TEMPLATES.iterdir()}
+    assert templates <= set(names)
+    assert "gemma_ft/launching/templates/slurm.sh" in templates
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests/", "conf/", "recipes/")) for name in names)
 

@@ -45,6 +45,28 @@ def test_one_process_sees_one_gpu_and_many_see_theirs(launcher, monkeypatch):
     assert os.environ["ZE_AFFINITY_MASK"] == "0"
 
 
+@pytest.mark.parametrize(("visible", "said"), [("3,5", "one of 2 GPUs is used"), ("3", None), ("", None)])
+def test_gpus_that_auto_leaves_alone_are_told(launcher, monkeypatch, caplog, visible, said):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with caplog.at_level("INFO", logger="gemma_ft"):
+        resolve_layout(config())
+    assert [record.getMessage()[:21] for record in caplog.records] == ([said] if said else [])
+    caplog.clear()
+    with caplog.at_level("INFO", logger="gemma_ft"):
+        resolve_layout(config("single"))  # as it was asked for
+    assert not caplog.records
+
+
+def test_gpus_are_counted_where_none_is_named(launcher, monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(layouts, "_NVIDIA_GPUS", tmp_path / "none")
+    assert layouts._gpus_in_sight() == 0
+    for place in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / place).mkdir()
+    monkeypatch.setattr(layouts, "_NVIDIA_GPUS", tmp_path)
+    assert layouts._gpus_in_sight() == 2
+
+
 def test_a_launcher_that_asks_for_cpus_hides_every_gpu(launcher):
     launcher(2, ACCELERATE_USE_CPU="true")
     resolve_layout(config())
