@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -25,8 +26,6 @@ from gemma_ft.training.checkpoints import SHARDED_OPTIMIZER, SHARDED_WEIGHTS
 _NUMBERS = "optimizer.json"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 _STATE = StateDictOptions(ignore_frozen_params=True)
-_WRAPPED = "_checkpoint_wrapped_module."
-"""What recomputing adds to names of weights, and saves leave out."""
 
 
 def save_shards(
@@ -87,7 +86,9 @@ def _trained_weights(model: torch.nn.Module) -> dict[str, Any]:
 
 def _only_trained(weights: dict[str, Any], model: torch.nn.Module) -> dict[str, Any]:
     """Leave out the second name of a tied weight, under which torch returns it even where it is frozen."""
-    trained = {name.replace(_WRAPPED, "") for name, value in model.named_parameters() if value.requires_grad}
+    trained = fsdp2_canonicalize_names(
+        {name: value for name, value in model.named_parameters() if value.requires_grad}
+    )
     return {name: value for name, value in weights.items() if name in trained}
 
 
