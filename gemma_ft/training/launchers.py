@@ -34,6 +34,7 @@ _SHARDING = {
     "FSDP_VERSION": ("2",),
     "FSDP_SHARDING_STRATEGY": ("full_shard", "1"),
     "FSDP_RESHARD_AFTER_FORWARD": ("true", "full_shard"),
+    "FSDP_STATE_DICT_TYPE": ("sharded_state_dict",),
     "FSDP_AUTO_WRAP_POLICY": ("transformer_based_wrap",),
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": ("false",),
     "FSDP_IGNORED_MODULES": ("none",),
@@ -232,7 +233,7 @@ def _is_on(variable: str) -> bool:
 
 def _number(variable: str, *, at_least: int = 0, default: int = 0) -> int:
     text = os.environ.get(variable, "").strip()
-    if not text:
+    if not text and default >= at_least:
         return default
     if not text.isdecimal() or int(text) < at_least:
         _speak()

@@ -44,7 +44,11 @@ def test_a_file_that_asks_for_fsdp_is_understood_and_ours_is_the_one_that_stays(
 
 
 def test_what_is_passed_over_of_a_file_is_named(launcher, caplog):
-    others = {"FSDP_VERSION": "1", "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP"}
+    others = {
+        "FSDP_VERSION": "1",
+        "FSDP_RESHARD_AFTER_FORWARD": "SHARD_GRAD_OP",
+        "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    }
     launcher(2, **{**FSDP_FILE, **others, "FSDP_ACTIVATION_CHECKPOINTING": "true"})
     asked = config()
     asked.trainer.gradient_checkpointing = False
@@ -53,6 +57,7 @@ def test_what_is_passed_over_of_a_file_is_named(launcher, caplog):
     assert caplog.messages == [
         "the launcher asks for FSDP: parallel=fsdp, as parallel.* and trainer.* say; of its file these are "
         "passed over: fsdp_version=1, fsdp_reshard_after_forward=SHARD_GRAD_OP, "
+        "fsdp_state_dict_type=FULL_STATE_DICT, "
         "fsdp_activation_checkpointing=true, since trainer.gradient_checkpointing=false"
     ]
 
@@ -119,6 +124,7 @@ def test_what_somebody_has_exported_without_a_launcher_asks_for_nothing(launcher
         ({"WORLD_SIZE": "2"}, r"WORLD_SIZE=2 needs RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT too"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 is no number from 1 up"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is no number"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE= is no number from 1 up"),
         ({"RANK": "-1"}, "RANK=-1 is no number from 0 up"),
         ({"RANK": "4"}, r"RANK=4 must be below WORLD_SIZE=4: ranks count from 0"),
         ({"LOCAL_RANK": "7"}, "LOCAL_RANK=7 must be below WORLD_SIZE=4"),
