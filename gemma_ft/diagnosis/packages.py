@@ -134,9 +134,13 @@ def _verdict(bounds: str, found: str) -> str:
     """Say how a version misses its bounds; empty where it does not, or nothing here can compare."""
     try:
         from packaging.specifiers import SpecifierSet
-        from packaging.version import Version
+        from packaging.version import InvalidVersion, Version
     except ImportError:
         return ""
+    try:
+        Version(found)
+    except InvalidVersion:
+        return "not comparable"
     if SpecifierSet(bounds).contains(found, prereleases=True):
         return ""
     least = [Version(item.version) for item in SpecifierSet(bounds) if item.operator in (">=", ">", "==")]

@@ -167,6 +167,13 @@ def test_a_package_is_compared_with_its_lower_bound(versions, name, version, tol
     assert told in lines(packages.find_packages())
 
 
+def test_a_version_that_nothing_can_compare_hides_no_other_package(versions):
+    versions |= {"trl": "main-branch", "peft": "0.1"}
+    found = lines(packages.find_packages())
+    assert any(line.startswith("error: trl main-branch is not comparable (>=1.16)") for line in found)
+    assert any(line.startswith("error: peft 0.1 is too old") for line in found)
+
+
 def test_a_package_above_its_upper_bound_is_too_new(versions):
     versions["hydra-core"] = "1.4.0"
     assert "hydra-core 1.4.0 is too new" in only(packages.find_packages, Level.error).says
