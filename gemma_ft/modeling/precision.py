@@ -30,7 +30,18 @@ _NEVER_RUN = {
 }
 """Backends on which none of this has been run; take one out once `tests/gpu` has passed on it."""
 _LEAST_CAPABILITY = (6, 0)
-_AMD_QUANTIZED = ("gfx101", "gfx103", "gfx110", "gfx115", "gfx120", "gfx125", "gfx90", "gfx94", "gfx95")
+_AMD_QUANTIZED = (
+    "gfx101",
+    "gfx103",
+    "gfx110",
+    "gfx115",
+    "gfx120",
+    "gfx125",
+    "gfx908",
+    "gfx90a",
+    "gfx94",
+    "gfx95",
+)
 """What bitsandbytes 0.50 lists among its requirements."""
 
 

@@ -91,6 +91,7 @@ def _gpu(**facts):
     [
         (_gpu(capability=(5, 2), architecture="sm_52"), "needs compute capability 6.0, and a GPU has sm_52"),
         (_gpu(rocm=True, architecture="gfx803"), "has no kernels for gfx803"),
+        (_gpu(rocm=True, architecture="gfx906"), "has no kernels for gfx906"),
         (_gpu(kind="mps", bf16=False), "needs macOS 14"),
     ],
 )
