@@ -158,7 +158,12 @@ def _write(engine: str, job: "Job", arguments: argparse.Namespace) -> str:
     flags = {flag.name[2:].replace("-", "_"): _value(arguments, flag.name) for flag in _flags_of(engine)}
     if engine == "skypilot":
         flags["spot"] = arguments.spot
-    write_text(file, author.render(job, file=str(file), **flags))
+    text = author.render(job, file=str(file), **flags)
+    try:
+        write_text(file, text)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror}). Name a file in another folder."
+        raise ConfigError(f"--output={file} {why}") from error
     places = f" The nodes need {', '.join(job.places)} too." if job.places else ""
     submit = author.submit_command(job, str(file))
     return f"{file}: {job.processes} processes on {job.nodes} nodes.{places} Submit it: {submit}"

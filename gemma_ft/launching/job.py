@@ -142,6 +142,8 @@ def _places(config: RunConfig, words: list[str]) -> Iterator[str]:
         key, _, value = word.partition("=")
         if key == "recipe" and ("/" in value or value.endswith((".yaml", ".yml"))):
             yield f"recipe={value}"
+    if "--config-dir" in words:
+        yield f"--config-dir={words[-1]}"  # the last two words, as the command gives them
     model = config.model.path
     if model != BUNDLED_TINY and Path(model).expanduser().exists():
         yield f"model.path={model}"

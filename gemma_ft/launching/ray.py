@@ -4,6 +4,7 @@ from pathlib import Path
 from pprint import pformat
 from textwrap import indent
 
+from gemma_ft.errors import ConfigError
 from gemma_ft.launching.header import build_header
 from gemma_ft.launching.job import Job
 from gemma_ft.launching.text import bash_word, fill
@@ -29,7 +30,15 @@ def render(job: Job, *, file: str, shared_dir: str, use_gpu: bool = True) -> str
         file: What it will be called.
         shared_dir: A folder that every node of the cluster sees.
         use_gpu: Whether a worker takes a GPU; tests have none.
+
+    Raises:
+        ConfigError: The shared folder is named from wherever a process happens to be.
     """
+    if not Path(shared_dir).is_absolute():
+        raise ConfigError(
+            f"--shared-dir={shared_dir} must begin with /, since workers begin in folders of their own. "
+            "Give the whole path that every node sees."
+        )
     header = build_header(
         job, submit=submit_command(job, file), checked=_CHECKED, prepare=_prepare(job, shared_dir)
     )

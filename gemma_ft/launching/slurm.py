@@ -46,7 +46,7 @@ def render(
         problems.append(
             f"--time={time} is no time of Slurm. Write e.g. --time=12:00:00 or --time=2-00:00:00."
         )
-    elif time is not None and seconds is not None and seconds <= 2 * lead:
+    elif time is not None and seconds and seconds <= 2 * lead:  # none is no limit
         problems.append(
             f"--time={time} leaves no time to train: a stop is asked for {lead} s before its end. "
             "Give more, or lower --stop-seconds."

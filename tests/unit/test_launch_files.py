@@ -258,8 +258,10 @@ def test_what_training_would_refuse_is_refused_in_its_words(config, changed, mon
         ),
         (["slurm", *SIZE, *RECIPE, "--output", "no/x"], "is in a folder that does not exist. Make no first"),
         (["slurm", *SIZE, *RECIPE, "--output", "."], "is a folder. Name a file in it"),
+        (["slurm", *SIZE, *RECIPE, "--output", "/proc/x"], r"--output=/proc/x cannot be written \(No such"),
+        (["ray", *SIZE, *RECIPE, "--shared-dir", "runs"], "--shared-dir=runs must begin with /"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_flags_are_checked_in_one_line(config, words, problem, tmp_path, monkeypatch):
     monkeypatch.setattr("gemma_ft.config.compose.compose", lambda *words, config_dir: config)
@@ -303,6 +305,18 @@ def test_what_the_nodes_must_have_is_named(tmp_path, capsys):
     assert "# - recipe=./mine.yaml must be in the shared folder." in text
     assert f"# - dataset.path={rows} must be at this place on every node." in text
     assert "# - /data/run, the run folder, must be on storage that every node writes to." in text
+
+
+def test_the_folder_of_ones_own_recipes_is_named_too(tmp_path, capsys):
+    (tmp_path / "mine" / "recipes").mkdir(parents=True)
+    assert launch.run(["slurm", *SIZE, *RECIPE, "--config-dir", "mine"]) == 0
+    assert "The nodes need --config-dir=mine too." in capsys.readouterr().out
+    assert "# - --config-dir=mine must be in the shared folder." in Path("ultrachat-full.sbatch").read_text()
+
+
+def test_no_time_limit_leaves_all_the_time_to_train():
+    assert launch.run(["slurm", *SIZE, *RECIPE, "--time", "0"]) == 0
+    assert "#SBATCH --time=0\n" in Path("ultrachat-full.sbatch").read_text()
 
 
 def test_help_names_every_engine_and_flag(capsys):
