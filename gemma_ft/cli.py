@@ -90,6 +90,13 @@ def _main(words: list[str]) -> int:
         return 1
     except SystemExit as end:  # argparse ends a --help page like this
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except ModuleNotFoundError as error:
+        package = (error.name or "gemma_ft").partition(".")[0]
+        if package == "gemma_ft" or _among_processes():
+            raise
+        cure = "`python -m gemma_ft doctor` says what to install."
+        print(f"error: the Python package {package} is missing. {cure}", file=sys.stderr)
+        return 2
     except Exception:
         if not _among_processes():
             raise

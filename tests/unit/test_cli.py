@@ -343,6 +343,21 @@ def test_an_output_that_cannot_be_written_is_told_in_one_line():
     assert done.stderr == "error: the output cannot be written (No space left on device).\n"
 
 
+def test_a_package_that_is_missing_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "gemma_ft.commands.recipes", raising=False)
+    monkeypatch.setitem(sys.modules, "gemma_ft.commands.recipes", None)  # ours: a mistake to be seen whole
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["recipes"])
+
+    def need(words):
+        raise ModuleNotFoundError("No module named 'hydra.core'", name="hydra.core")
+
+    monkeypatch.setattr(cli, "_dispatch", need)
+    assert cli.main(["recipes"]) == 2
+    told = "error: the Python package hydra is missing. `python -m gemma_ft doctor` says what to install."
+    assert capsys.readouterr().err.strip() == told
+
+
 def test_a_closed_output_is_no_error():
     code = (
         "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'gemma_ft', 'recipes'])"
