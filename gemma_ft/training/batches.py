@@ -37,10 +37,15 @@ class BatchTrainer(SFTTrainer):  # type: ignore[misc]
             labels_BL: Of this process's micro-batch; packing joins its rows into one.
             row_tokens: Tokens of each of its rows.
         """
-        batches = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not batches.end_of_dataloader or batches.remainder <= 0:
+        batches, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes == 1 or not batches.end_of_dataloader or self.args.dataloader_drop_last:
             return
-        own = max(batches.remainder - self.accelerator.process_index * len(row_tokens), 0)
+        loader = batches.active_dataloader
+        if loader.remainder < 0:  # accelerate loses it where a resume skips batches
+            loader.remainder = len(loader.dataset) % (processes * len(row_tokens))
+        if not loader.remainder:
+            return
+        own = max(loader.remainder - self.accelerator.process_index * len(row_tokens), 0)
         if len(labels_BL) == len(row_tokens):
             labels_BL[own:] = -100
         else:

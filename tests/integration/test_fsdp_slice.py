@@ -33,7 +33,10 @@ def bench(tmp_path_factory, tiny):
             lines.append(["cut", f"outputs/{method}-fsdp", f"outputs/{cut}", "2"])
             lines.append(bench.words(cut, *sharded))
     ends = {name: [*METHODS["lora"], *words] for name, words in ENDS.items()}
-    two += [bench.words(f"{name}-ddp", *words, "parallel=ddp") for name, words in ends.items()]
+    for name, words in ends.items():
+        two.append(bench.words(f"{name}-ddp", *words, "parallel=ddp"))
+        two.append(["cut", f"outputs/{name}-ddp", f"outputs/{name}-ddp-resumed", "2"])
+        two.append(bench.words(f"{name}-ddp-resumed", *words, "parallel=ddp"))
     two.append(bench.words("end-ddp", *ends["end"], "parallel=ddp", "--overwrite"))
     bench.launch(2, *two)
     bench.launch(1, *one)
@@ -52,6 +55,11 @@ def test_two_processes_learn_what_one_learns(bench, method, parallel):
 def test_rows_that_fill_the_last_batch_of_an_epoch_are_not_learned_twice(bench, name):
     bench.assert_equal(name, f"{name}-ddp")
     assert losses(bench.run(name), "epoch")[-1] > 1
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_nor_are_they_where_a_run_has_gone_on_in_that_epoch(bench, name):
+    assert_bit_identical(bench, f"{name}-ddp", f"{name}-ddp-resumed")
 
 
 def test_several_processes_start_anew_beside_the_old_folder(bench):
