@@ -32,9 +32,10 @@ def find_precision() -> Iterator[Finding]:
 
 def find_quantization() -> Iterator[Finding]:
     """Say which quantizations work here, and whether bitsandbytes has loaded its own code."""
-    device = read_device()
+    device, library = read_device(), _find_bitsandbytes()
+    loads = library.level is Level.ok
     for method in (QuantizationMethod.nf4, QuantizationMethod.int8):
-        why = why_not_quantized(method, device)
+        why = why_not_quantized(method, device) or ("" if loads else "bitsandbytes has not loaded")
         yield Finding(
             topic="quantization",
             level=Level.note if why else Level.ok,
@@ -42,7 +43,7 @@ def find_quantization() -> Iterator[Finding]:
             cure="quantization=none" if why else "",
             facts={"method": method.value, "works": not why},
         )
-    yield _find_bitsandbytes()
+    yield library
 
 
 def _find_bitsandbytes() -> Finding:

@@ -369,6 +369,7 @@ def test_a_bitsandbytes_that_does_not_load_is_a_warning_that_says_why(monkeypatc
     found = only(choices.find_quantization, Level.warning)
     assert found.says == "bitsandbytes has not loaded its native library (libcusparse.so.12: cannot open)"
     assert "python -m bitsandbytes" in found.cure
+    assert not any(line.startswith("ok:") for line in lines(choices.find_quantization()))
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert (
         "bitsandbytes does not load (ModuleNotFoundError"
