@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from gemma_ft.errors import TrainingError
+from gemma_ft.errors import RunError, TrainingError
 from gemma_ft.modeling.weights import check_weights, discard_folder, publish_folder
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import told_by_writer
@@ -89,6 +89,19 @@ def torn_because(folder: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
     return None if files else f"{_MANIFEST} lists nothing"
+
+
+def check_form(checkpoint: Path, *, sharded: bool) -> None:
+    """Check that a checkpoint is in shards where the run is; `parallel=auto` leaves that to a launcher.
+
+    Raises:
+        RunError: It is not, or the other way about.
+    """
+    if (checkpoint / SHARDED_WEIGHTS).is_dir() != sharded:
+        saved, start = ("whole", "without") if sharded else ("in shards", "with")
+        raise RunError(
+            f"{checkpoint} was saved {saved}. Start {start} a launcher that asks for FSDP, as before."
+        )
 
 
 def publish_checkpoint(written: Path, run: RunFolder, step: int) -> None:

@@ -5,11 +5,14 @@ optimizer.json holds what is no tensor. Frozen weights are the base's and are no
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_canonicalize_names
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -111,9 +114,21 @@ def _plain(value: Any) -> Any:
 
 def _write(tensors: dict[str, Any], folder: Path) -> None:
     if tensors:  # plain SGD has none
-        save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        with _in_its_own_words():
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _read(tensors: dict[str, Any], folder: Path) -> None:
     if tensors:
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+        with _in_its_own_words():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+@contextmanager
+def _in_its_own_words() -> Iterator[None]:
+    """Raise what has failed in a process, which torch wraps into something that is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        failure, _ = error.failures[min(error.failures)]
+        raise failure from None

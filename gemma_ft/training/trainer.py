@@ -15,7 +15,7 @@ from transformers import EarlyStoppingCallback, TrainerState
 from gemma_ft.errors import Interrupted
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import agreed_stop
-from gemma_ft.training.checkpoints import publish_checkpoint, rotate, torn_because
+from gemma_ft.training.checkpoints import check_form, publish_checkpoint, rotate, torn_because
 from gemma_ft.training.connections import any_process
 from gemma_ft.training.guard import StepGuard, weights_of
 from gemma_ft.training.interval import Interval
@@ -68,6 +68,7 @@ class RunTrainer(ShardedTrainer):
             Interrupted: A process was asked to stop; in all of them, with the last step saved.
         """
         self.args.eval_on_start = False
+        check_form(checkpoint, sharded=self.layout.sharded)
         state = read_state(checkpoint)
         self._extends = extends or self._total_steps() > state.max_steps
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"] and not self._extends:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import fully_shard
 
 from gemma_ft.config.checks import find_problems
@@ -19,10 +20,12 @@ from gemma_ft.config.schema import (
     QuantizationMethod,
     RunConfig,
 )
-from gemma_ft.errors import ConfigError, TrainingError
+from gemma_ft.errors import ConfigError, RunError, TrainingError
 from gemma_ft.families import FAMILIES
 from gemma_ft.modeling.loading import _read_by_one, build_quantization
 from gemma_ft.modeling.precision import Device, Precision
+from gemma_ft.training import sharded_state
+from gemma_ft.training.checkpoints import check_form
 from gemma_ft.training.guard import all_finite, weights_of
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.sharded_state import gather_weights, load_optimizer, load_weights, save_shards
@@ -304,3 +307,25 @@ def test_what_is_not_finite_is_found_in_shards_but_codes_of_4_bit_weights_are_no
     assert not all_finite(weights_of(model))
     model.frozen.quant_state = None  # as bitsandbytes' layers have it
     assert all_finite(weights_of(model))
+
+
+def test_a_save_that_fails_says_so_in_its_own_words(process_group, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise CheckpointException("save", {1: (OSError(28, "No space left on device"), None)})
+
+    model, made = trained(lambda groups: torch.optim.AdamW(groups, lr=0.1))
+    monkeypatch.setattr(sharded_state, "save", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_shards(model, made, tmp_path, writes=True)
+
+
+@pytest.mark.parametrize(("sharded", "said"), [(True, "was saved whole"), (False, "was saved in shards")])
+def test_a_checkpoint_of_the_other_form_is_refused(tmp_path, sharded, said):
+    other, own = tmp_path / "other", tmp_path / "own"
+    for folder, has_shards in ((other, not sharded), (own, sharded)):
+        folder.mkdir()
+        if has_shards:
+            (folder / "weights").mkdir()
+    check_form(own, sharded=sharded)
+    with pytest.raises(RunError, match=said):
+        check_form(other, sharded=sharded)
