@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from typing import Any
 
-from gemma_ft.modeling.drivers import amd_driver, explain_unused, hidden_by, nvidia_driver
+from gemma_ft.modeling.drivers import amd_driver, explain_unused, hidden_by, nvidia_driver, wants_cpu
 
 _FLASH_CAPABILITY = (8, 0)
 _BLACKWELL = (10, 0)
@@ -16,7 +16,6 @@ _FLASH_VERSION, _FLASH_VERSION_BLACKWELL = "2.6.2", "2.7.3"
 Blackwell since 2.7.3, as its changelog and its builds say."""
 _FLASH_ROCM = ("gfx90a", "gfx94", "gfx95")
 """MI200, MI300 and MI350: the AMD GPUs on which its ROCm build has backward passes."""
-_YES = ("1", "true", "yes", "y", "t", "on")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +65,7 @@ def read_device() -> Device:
     """
     import torch
 
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES:
+    if wants_cpu():
         return _read_cpu()
     if torch.cuda.is_available():
         return _weakest([read_gpu("cuda", index) for index in _own(torch.cuda.device_count())])

@@ -1,4 +1,4 @@
-"""What drivers tell of the GPUs in this machine, whether torch can use them or not."""
+"""What drivers tell of the GPUs in this machine, and what keeps them from use."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+_YES = ("1", "true", "yes", "y", "t", "on")
 _NVIDIA = Path("/proc/driver/nvidia/version")
 _AMD = Path("/sys/module/amdgpu/version")
 _AMD_COMPUTE = Path("/dev/kfd")
@@ -45,6 +46,16 @@ def nvidia_gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+
+
+def is_on(variable: str) -> bool:
+    """Tell whether a variable of the environment says yes, in the words that accelerate takes for it."""
+    return os.environ.get(variable, "").lower() in _YES
+
+
+def wants_cpu() -> bool:
+    """Tell whether the launcher asks to leave GPUs alone."""
+    return is_on("ACCELERATE_USE_CPU")
 
 
 def hidden_by() -> str:

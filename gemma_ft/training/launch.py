@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from gemma_ft.config.compose import config_yaml
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import TrainingError
+from gemma_ft.modeling.drivers import wants_cpu
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.ending import record_death
-from gemma_ft.training.launchers import check_alone, wants_cpu
+from gemma_ft.training.launchers import check_alone
 from gemma_ft.training.layout import check_shardable, count_gpus
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError
+from gemma_ft.modeling.drivers import is_on
 
 logger = logging.getLogger("gemma_ft")
 
-_ON = ("1", "true", "yes", "on", "y", "t")
 _NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _TORCHRUN = "torchrun --standalone --nproc-per-node N -m gemma_ft"
 _CLUSTER = "python -m gemma_ft launch slurm writes a job that starts one torchrun a node"
@@ -118,7 +118,7 @@ def settle_method(config: RunConfig, world: World) -> ParallelMethod:
     """
     _refuse_other_engines()
     method = config.parallel.method
-    shards = _is_on("ACCELERATE_USE_FSDP") and world.launched
+    shards = is_on("ACCELERATE_USE_FSDP") and world.launched
     if shards and method in (ParallelMethod.single, ParallelMethod.ddp):
         raise ConfigError(
             f"parallel={method} cannot use a launcher that asks for FSDP (ACCELERATE_USE_FSDP). "
@@ -160,14 +160,9 @@ def clear_settings() -> None:
         del os.environ[name]
 
 
-def wants_cpu() -> bool:
-    """Tell whether the launcher asks to leave GPUs alone."""
-    return _is_on("ACCELERATE_USE_CPU")
-
-
 def _refuse_other_engines() -> None:
     for variable, engine in _OTHER_ENGINES.items():
-        if _is_on(variable):
+        if is_on(variable):
             raise ConfigError(
                 f"{variable}=true asks for {engine}, which is none of parallel=single, ddp and fsdp. "
                 "Launch plain multi-GPU training, and shard with parallel=fsdp."
@@ -198,7 +193,7 @@ def _take_sharding(config: RunConfig, world: World) -> None:
         ConfigError: The file asks for offloading or shard groups that the run was not asked for.
     """
     parallel = config.parallel
-    if _is_on("FSDP_OFFLOAD_PARAMS") and not parallel.cpu_offload:
+    if is_on("FSDP_OFFLOAD_PARAMS") and not parallel.cpu_offload:
         raise ConfigError(
             "parallel.cpu_offload=false contradicts the launcher's fsdp_offload_params=true. "
             "Use parallel=fsdp_offload, or take it out of the launcher's file."
@@ -225,10 +220,6 @@ def _take_sharding(config: RunConfig, world: World) -> None:
 def _speak() -> None:
     """Let this process tell its error, though it is not the first: what is wrong may be its rank."""
     os.environ.pop("RANK", None)
-
-
-def _is_on(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in _ON
 
 
 def _number(variable: str, *, at_least: int = 0, default: int = 0) -> int:

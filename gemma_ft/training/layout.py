@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from gemma_ft.config.schema import ParallelMethod, RunConfig
 from gemma_ft.errors import ConfigError, TrainingError
+from gemma_ft.modeling.drivers import wants_cpu
 from gemma_ft.training.launchers import (
     World,
     forget_settings,
     read_world,
     settle_method,
-    wants_cpu,
 )
 
 if TYPE_CHECKING:
