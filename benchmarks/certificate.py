@@ -230,29 +230,11 @@ def study_run(run: Path, work: Path) -> Iterator[dict[str, Any]]:
 def make_large(folder: Path, shape: str, layers: int | None) -> tuple[Path, Path]:
     """Write a base of full size and an adapter on every linear layer."""
     sys.path.insert(0, str(HERE.parent))
-    import merge
+    import checkpoints
 
-    size = merge.SHAPES[shape]
+    size = checkpoints.SHAPES[shape]
     size["layers"] = layers or size["layers"]
-    base, adapter = merge.make(shape, folder)
-    config = {
-        "model_type": "gemma",
-        "architectures": ["GemmaForCausalLM"],
-        "vocab_size": merge.WORDS,
-        "hidden_size": size["hidden"],
-        "intermediate_size": size["inner"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["queries"] // 256,
-        "num_key_value_heads": size["keys"] // 256,
-        "head_dim": 256,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "eos_token_id": 1,
-        "dtype": "bfloat16",
-    }
-    (base / "config.json").write_text(json.dumps(config))
-    generation = {"eos_token_id": [1, 107], "bos_token_id": 2, "pad_token_id": 0}
-    (base / "generation_config.json").write_text(json.dumps(generation))
-    return base, adapter
+    return checkpoints.make(shape, folder)
 
 
 def cost(folder: Path, shape: str, layers: int | None, method: str, export_base: str) -> None:

@@ -1,4 +1,4 @@
-"""Generate conversations as long as UltraChat's, the same ones every time."""
+"""Generate conversations, as long as UltraChat's or short ones, the same every time."""
 
 import json
 import sys
@@ -12,6 +12,8 @@ import yaml
 _SEED = 1
 _ASKED_WORDS, _ANSWERED_WORDS = 52, 168
 """Mean words of a question and of an answer; 6 or 8 turns make about 1,200 of Gemma 3's tokens."""
+_SHORT_WORDS = {"user": 20, "assistant": 50}
+"""The same of a short conversation."""
 _RARE_SHARE, _NEW_SHARE = 0.08, 0.25
 """Share of made-up words, and how many of these are so long that they stand nowhere else."""
 _SYLLABLES = "bachidoerfugahelisjokalumermenoorpraquirasttuunverwiyoze"
@@ -19,14 +21,20 @@ _SYLLABLES = "bachidoerfugahelisjokalumermenoorpraquirasttuunverwiyoze"
 _PARAGRAPH_WORDS = 40
 
 
-def write_conversations(path: Path, rows: int) -> None:
-    """Write rows of messages: words of the chatterbot corpus, as frequent as there, and made-up ones."""
+def write_conversations(path: Path, rows: int, *, short: bool = False) -> None:
+    """Write rows of messages: words of the chatterbot corpus, as frequent as there, and made-up ones.
+
+    Args:
+        path: JSON Lines.
+        rows: How many conversations.
+        short: Two turns of some 110 tokens in all, instead of 6 or 8 turns of some 1,200.
+    """
     rng = np.random.default_rng(_SEED)
     known = np.array(_corpus_words())
-    means = {"user": _ASKED_WORDS, "assistant": _ANSWERED_WORDS}
+    means = _SHORT_WORDS if short else {"user": _ASKED_WORDS, "assistant": _ANSWERED_WORDS}
     with path.open("w", encoding="utf-8") as file:
         for _ in range(rows):
-            roles = ["user", "assistant"] * int(rng.integers(3, 5))
+            roles = ["user", "assistant"] * (1 if short else int(rng.integers(3, 5)))
             messages = [{"role": role, "content": _text(rng, known, means[role])} for role in roles]
             file.write(json.dumps({"messages": messages}) + "\n")
 

@@ -1,277 +1,231 @@
-"""Measure how fast rows are prepared, against TRL's own preparation, and what memory that takes.
+"""Measure how fast rows are prepared, against TRL's preparation and the bare tokenizer, and in what memory.
 
-Both read the same JSON Lines of conversations and end with packed, masked rows of at most 2048 tokens. Every
-measurement is a process of its own; the two sides take turns. See benchmarks/README.md.
+`python benchmarks/data.py --peers FOLDER --tokenizer FOLDER`. All read the same JSON Lines of generated
+conversations; gemma_ft and TRL end with packed, masked rows of at most 2048 tokens. Every measurement is a
+process of its own; the sides take turns. See benchmarks/README.md.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib import import_module
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from conversations import write_conversations
+from data_page import BARE, OURS, TRL, draw, page
+from parts.kept import keep_part
+from parts.processes import run_command, status_mib, tree
+from parts.results import RESULTS, describe_machine, versions_of
+from parts.turns import take_turns
+from peers import find_peer, say_missing
 
-_MAX_LENGTH = 2048
-_SEED = 1
-OURS, TRL, TRL_PARALLEL = "gemma_ft", "trl", "trl with dataset_num_proc"
-_PACKAGES = ("gemma_ft", "datasets", "numpy", "pyarrow", "tokenizers", "torch", "transformers", "trl")
+SIDES = Path(__file__).resolve().parent / "sides"
+MAX_LENGTH = 2048
+PACKAGES = ("gemma_ft", "datasets", "pyarrow", "tokenizers", "torch", "transformers", "trl")
+COUNTS = ("rows", "tokens", "learned_tokens", "sequences")
+"""What both sides must agree on."""
 
-
-def ours(data: Path, tokenizer: Any) -> tuple[Callable[[], Any], Callable[[Any], dict[str, int]]]:
-    """Return how gemma_ft prepares the rows of a file, reading included, and how its result is counted."""
-    from gemma_ft.config.dataset import DatasetConfig
-    from gemma_ft.data.prepare import prepare_data
-
-    import_module("trl.data_utils")  # packing needs it; TRL's own clock starts after its imports too
-    dataset = DatasetConfig(path=str(data), eval_fraction=0)
-
-    def prepare() -> Any:
-        return prepare_data(dataset, tokenizer=tokenizer, max_length=_MAX_LENGTH, seed=_SEED, packing=True)
-
-    def count(prepared: Any) -> dict[str, int]:
-        facts = prepared.facts
-        names = {"rows": "rows_train", "tokens": "tokens", "trained_tokens": "trained_tokens"}
-        counts = {name: facts[key] for name, key in names.items()}
-        return counts | {"sequences": prepared.train.num_rows}
-
-    return prepare, count
+Found = dict[str, Any]
 
 
-def trls(
-    data: Path, tokenizer: Any, model_folder: str, processes: int | None
-) -> tuple[Callable[[], Any], Callable[[Any], dict[str, int]]]:
-    """Return how TRL's SFTTrainer prepares rows, and how its result is counted.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where everything is."""
 
-    It prepares them while it is built; only that part of its building is returned. The file is read already.
-    """
-    import datasets
-    import pyarrow.compute as pc
-    from transformers import AutoModelForCausalLM
-    from trl import SFTConfig, SFTTrainer
-    from trl.chat_template_utils import gemma_chat_template
+    work: Path
+    tokenizer: Path
+    model: Path
+    """A small model, which TRL's trainer asks for before it prepares anything."""
+    trl: Path | None
+    """The Python of TRL's environment."""
 
-    parts: list[Any] = []
+    def rows(self, count: int, *, short: bool = False) -> Path:
+        """Return a file of so many conversations, written on first use."""
+        data = self.work / f"{'short' if short else 'long'}-{count}.jsonl"
+        if not data.exists():
+            write_conversations(data, count, short=short)
+        return data
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
-        def _prepare_dataset(self, *args: Any, **kwargs: Any) -> Any:
-            parts[:] = [super()._prepare_dataset, args, kwargs]
-            return args[0]
-
-    rows = datasets.load_dataset("json", data_files=str(data), split="train")
-    tokenizer.chat_template = gemma_chat_template  # the one whose masks TRL knows how to make
-    arguments = SFTConfig(
-        output_dir=str(data.parent / "trl"),
-        max_length=_MAX_LENGTH,
-        packing=True,
-        packing_strategy="bfd",
-        assistant_only_loss=True,
-        dataset_num_proc=processes,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-    )
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    Trainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
-    method, args, kwargs = parts
-
-    def count(packed: Any) -> dict[str, int]:
-        table = packed.data
-        learned = pc.not_equal(pc.list_flatten(table["labels"]), -100)
-        counts = {"rows": len(pc.list_flatten(table["seq_lengths"])), "tokens": len(learned)}
-        return counts | {"trained_tokens": pc.sum(learned).as_py(), "sequences": len(packed)}
-
-    return lambda: method(*args, **kwargs), count
+    def command(self, side: str, data: Path, processes: int | None = None) -> list[str | Path]:
+        """Return the command that prepares a file."""
+        if side == BARE:
+            return [sys.executable, SIDES / "prepare_bare.py", data, self.tokenizer]
+        if side == OURS:
+            return [sys.executable, SIDES / "prepare_ours.py", data, self.tokenizer, str(MAX_LENGTH)]
+        assert self.trl is not None
+        words = [self.trl, SIDES / "prepare_trl.py", data, self.tokenizer, str(MAX_LENGTH), self.model]
+        return [*words, *([str(processes)] if processes else [])]
 
 
-def run_side(side: str, data: Path, tokenizer_folder: str, model_folder: str) -> None:
-    """Prepare in this process; print that the clock starts, then what was measured."""
-    import datasets
-    from transformers import AutoTokenizer
+class Private(threading.Thread):
+    """Follows the memory of all that this process has started, pages of files left out."""
 
-    from gemma_ft.families import load_chat_template
-
-    datasets.disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    tokenizer.chat_template = tokenizer.chat_template or load_chat_template()
-    processes = os.cpu_count() if side == TRL_PARALLEL else None
-    sides = {OURS: lambda: ours(data, tokenizer)}
-    prepare, count = sides.get(side, lambda: trls(data, tokenizer, model_folder, processes))()
-    print("ready", flush=True)
-    start, busy = time.perf_counter(), sum(os.times()[:4])
-    prepared = prepare()
-    seconds, busy = time.perf_counter() - start, sum(os.times()[:4]) - busy
-    print("done", flush=True)
-    said = {"seconds": round(seconds, 2), "cpu_seconds": round(busy, 2), **count(prepared)}
-    print(json.dumps(said), flush=True)
-
-
-class Memory(threading.Thread):
-    """Watches the memory of a process and its children."""
-
-    def __init__(self, pid: int) -> None:
-        import psutil
-
+    def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._process, self._gone = psutil.Process(pid), psutil.Error
-        self.peak = self.private = 0.0
-        self.stopped = threading.Event()
-
-    def read(self) -> tuple[float, float]:
-        """Return MB in use, and those of them that are no pages of a file."""
-        used = private = 0
-        with suppress(self._gone):
-            for process in (self._process, *self._process.children(recursive=True)):
-                with suppress(self._gone):
-                    info = process.memory_info()
-                    used += info.rss
-                    private += info.rss - getattr(info, "shared", 0)
-        return used / 2**20, private / 2**20
+        self.peak_mib = 0.0
+        self.ended = threading.Event()
 
     def run(self) -> None:
-        """Keep the highest values seen."""
-        while not self.stopped.wait(0.05):
-            now, private = self.read()
-            self.peak, self.private = max(self.peak, now), max(self.private, private)
+        """Keep the highest sum seen."""
+        while not self.ended.wait(0.05):
+            children = tree(os.getpid())[1:]
+            self.peak_mib = max(self.peak_mib, sum(status_mib(pid, "RssAnon") for pid in children))
 
 
-def measure(side: str, data: Path, folders: list[str], cache: Path) -> dict[str, Any]:
-    """Run one side in a process of its own, with a cache of its own."""
+@contextlib.contextmanager
+def private_memory() -> Iterator[Private]:
+    """Follow it through a block."""
+    memory = Private()
+    memory.start()
+    try:
+        yield memory
+    finally:
+        memory.ended.set()
+        memory.join()
+
+
+def measure(
+    place: Place, side: str, data: Path, *, warm: bool = False, processes: int | None = None
+) -> Found:
+    """Prepare a file in a process of its own, with a cache of its own that is empty unless `warm`."""
+    cache = place.work / "cache" / side
+    if not warm:
+        shutil.rmtree(cache, ignore_errors=True)
     environment = {
-        **{name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"},
         "XDG_CACHE_HOME": str(cache),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "true",
     }
-    words = [sys.executable, __file__, "--side", side, str(data), *folders]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    memory = Memory(process.pid)
-    before, result = (0.0, 0.0), {}
-    for line in process.stdout:  # the libraries may print lines of their own
-        if line == "ready\n":
-            before = memory.read()
-            memory.start()
-        elif line == "done\n":
-            memory.stopped.set()
-        elif line.startswith('{"seconds"'):
-            result = json.loads(line)
-    if process.wait() or not result:
-        sys.exit(f"{side} failed on {data}")
+    with private_memory() as memory:
+        run = run_command(place.command(side, data, processes), environment=environment)
+    said = next(line.text for line in reversed(run.lines) if line.text.startswith('{"seconds"'))
+    found: Found = json.loads(said)
+    before = next(line for line in run.lines if line.text == "ready")
     return {
-        "side": side,
-        **result,
-        "tokens_per_second": round(result["tokens"] / result["seconds"]),
-        "mb_before": round(before[0]),
-        "mb_peak": round(memory.peak),
-        "mb_peak_private": round(memory.private),
+        **found,
+        "tokens_per_second": round(found["tokens"] / found["seconds"]),
+        "private_mib": round(memory.peak_mib),
+        "resident_mib": round(run.peak_mib),
+        "resident_mib_before": round(before.resident_mib),
     }
 
 
-def measure_tokenizer(
-    folder: str, model_folder: str, work: Path, asked: argparse.Namespace
-) -> dict[str, Any]:
-    """Take all measurements with one tokenizer."""
-    from transformers import AutoTokenizer
-
-    folders, runs = [folder, model_folder], []
-
-    def take(side: str, rows: int, *, warm: bool, repeat: int = 0) -> None:
-        data, cache = work / f"{rows}.jsonl", work / "cache" / side
-        if not warm:
-            shutil.rmtree(cache, ignore_errors=True)
-        found = measure(side, data, folders, cache)
-        runs.append({"rows_in_file": rows, "repeat": repeat, "cache": "warm" if warm else "cold", **found})
-        print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
-
-    for repeat in range(asked.repeats):
-        for side in (OURS, TRL) if repeat % 2 == 0 else (TRL, OURS):
-            take(side, asked.pair_rows, warm=False, repeat=repeat)
-    take(TRL_PARALLEL, asked.pair_rows, warm=False)
-    take(OURS, asked.pair_rows, warm=True)
-    take(TRL, asked.pair_rows, warm=True)
-    take(OURS, asked.rows, warm=False)
-    take(OURS, asked.rows, warm=True)
-    take(TRL, asked.trl_rows, warm=False)
-    return {"words": len(AutoTokenizer.from_pretrained(folder)), **summarise(runs, asked), "runs": runs}
+def check_same(runs: dict[str, list[Found]]) -> None:
+    """End where two preparations of the same rows differ in what came out."""
+    prepared = [one for side, found in runs.items() for one in found if side != BARE]
+    if len({tuple(one[name] for name in COUNTS) for one in prepared}) > 1:
+        sys.exit(f"the sides prepared different rows: {prepared}")
 
 
-def summarise(runs: list[dict[str, Any]], asked: argparse.Namespace) -> dict[str, Any]:
-    """Compare the two sides within each pair."""
-    pairs = runs[: 2 * asked.repeats]
-    speeds = [
-        {run["side"]: run["tokens_per_second"] for run in pairs if run["repeat"] == repeat}
-        for repeat in range(asked.repeats)
-    ]
-    ratios = [round(speed[OURS] / speed[TRL], 2) for speed in speeds]
-    return {"times_as_fast": round(median(ratios), 2), "times_as_fast_by_repeat": ratios}
+def compare(place: Place, sides: Sequence[str], rows: int, repeats: int, *, short: bool = False) -> Found:
+    """Let the sides prepare the same rows in turns."""
+    data = place.rows(rows, short=short)
+    turns = {side: lambda _, side=side: measure(place, side, data) for side in sides}
+    runs = take_turns(turns, repeats, say)
+    check_same(runs)
+    shutil.rmtree(place.work / "cache", ignore_errors=True)
+    return {"rows_in_file": rows, "bytes": data.stat().st_size, "runs": runs}
 
 
-def describe_machine() -> dict[str, Any]:
-    """Say what this was measured on and with."""
-    import psutil
+def pair(place: Place, sides: Sequence[str], asked: argparse.Namespace) -> Found:
+    """Compare all sides, several times."""
+    return compare(place, sides, asked.pair_rows, asked.repeats)
 
-    cpu = platform.processor()
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
+
+def long(place: Place, sides: Sequence[str], asked: argparse.Namespace) -> Found:
+    """Compare all sides once on many rows."""
+    return compare(place, sides, asked.rows, 1)
+
+
+def again(place: Place, sides: Sequence[str], asked: argparse.Namespace) -> Found:
+    """Prepare the same rows again from each side's cache; and TRL's with a process a core."""
+    data, runs = place.rows(asked.pair_rows), {}
+    for side in (side for side in sides if side != BARE):
+        measure(place, side, data)
+        runs[side] = [measure(place, side, data, warm=True)]
+        say(f"{side}, again: {runs[side]}")
+    if TRL in sides:
+        processes = os.cpu_count()
+        runs[f"{TRL}, dataset_num_proc={processes}"] = [measure(place, TRL, data, processes=processes)]
+    return {"rows_in_file": asked.pair_rows, "bytes": data.stat().st_size, "runs": runs}
+
+
+def growth(place: Place, sides: Sequence[str], asked: argparse.Namespace) -> Found:
+    """Prepare more and more rows, short ones, so that a million fit a disk."""
+    steps = []
+    for rows in asked.growth:
+        taking = [side for side in sides if side != TRL or rows <= asked.peer_growth]
+        repeats = asked.repeats if rows <= asked.pair_rows else 1
+        steps.append(compare(place, taking, rows, repeats, short=True))
+        place.rows(rows, short=True).unlink()
+    return {"steps": steps}
+
+
+PARTS: dict[str, Callable[[Place, Sequence[str], argparse.Namespace], Found]] = {
+    "pair": pair,
+    "long": long,
+    "again": again,
+    "growth": growth,
+}
+
+
+def say(text: str) -> None:
+    """Tell what goes on, where it does not mix with results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def read_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments (benchmarks/peers.py)")
+    parser.add_argument("--tokenizer", metavar="[NAME=]FOLDER", help="otherwise that of the bundled model")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pair-rows", type=int, default=10_000, help="rows of the repeated comparison")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the long comparison")
+    parser.add_argument("--growth", type=int, nargs="+", default=[1_000, 10_000, 100_000, 1_000_000])
+    parser.add_argument(
+        "--peer-growth", type=int, default=1_000_000, help="most rows that TRL is given there"
+    )
+    parser.add_argument("--work", type=Path, help="where rows and caches go (15 GB; else a temporary folder)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Generate the data, take all measurements and write them."""
-    if sys.argv[1:2] == ["--side"]:
-        run_side(sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])
-        return
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000, help="rows of the long run of gemma_ft")
-    parser.add_argument("--trl-rows", type=int, default=20_000, help="rows of the long run of TRL")
-    parser.add_argument("--pair-rows", type=int, default=10_000, help="rows of the runs that are compared")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--tokenizer", action="append", default=[], metavar="[NAME=]FOLDER")
-    parser.add_argument("--work", help="where data and caches go (several GB; otherwise a temporary folder)")
-    parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
+    """Take the measurements that are asked for, and write each as it comes."""
+    asked = read_arguments()
     from gemma_ft.modeling.tiny import load_tiny
 
-    tiny = str(load_tiny())
-    named = [item.rpartition("=") for item in asked.tokenizer or [f"bundled={tiny}"]]
+    model = load_tiny()
+    name, _, folder = (asked.tokenizer or f"bundled={model}").rpartition("=")
+    tokenizer = Path(folder).resolve()
+    trl = find_peer(asked.peers, "trl")
+    for line in say_missing(asked.peers, ["trl"]):
+        say(line)
+    sides = [OURS, *([TRL] if trl else []), BARE]
+    words = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     with tempfile.TemporaryDirectory(dir=asked.work) as work:
-        for rows in {asked.rows, asked.trl_rows, asked.pair_rows}:
-            write_conversations(Path(work) / f"{rows}.jsonl", rows)
-        results = describe_machine() | {
-            "max_length": _MAX_LENGTH,
-            "tokenizers": {
-                name or folder: measure_tokenizer(folder, tiny, Path(work), asked)
-                for name, _, folder in named
-            },
-        }
-    text = json.dumps(results, indent=2) + "\n"
-    if asked.out:
-        asked.out.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+        place = Place(work=Path(work), tokenizer=tokenizer, model=model, trl=trl and trl.with_name("python"))
+        for part in asked.parts:
+            about: Found = {
+                "machine": describe_machine(),
+                "versions": {OURS: versions_of(sys.executable, PACKAGES)},
+                "tokenizer": {"name": name or tokenizer.name, "words": len(words)},
+                "max_length": MAX_LENGTH,
+            }
+            if place.trl:
+                about["versions"][TRL] = versions_of(place.trl, PACKAGES)
+            found = about | PARTS[part](place, sides, asked)
+            draw(keep_part("data", part, found, page, asked.results), asked.results)
 
 
 if __name__ == "__main__":

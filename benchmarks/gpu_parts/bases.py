@@ -5,9 +5,10 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import merge
+import checkpoints
 
 SHAPES = ("tiny", "2b", "7b")
 _WORDS = ("the", "mouse", "of", "my", "machine", "does", "not", "work", "and", "what", "can", "be", "done")
@@ -18,9 +19,7 @@ _ROWS = 160
 
 def base_bytes(shape: str) -> int:
     """Return what a base takes on the disk."""
-    if shape == "tiny":
-        return 0
-    return 2 * sum(size[0] * (size[1] if len(size) > 1 else 1) for size in merge.base_shapes(shape).values())
+    return 0 if shape == "tiny" else checkpoints.base_bytes(shape)
 
 
 def build_base(shape: str, folder: Path) -> Path:
@@ -54,23 +53,17 @@ def build_base(shape: str, folder: Path) -> Path:
     shutil.copytree(load_tiny(), beside, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((beside / "config.json").read_text()) | gemma_sizes(shape)
     (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    merge.write_normal(beside / "model.safetensors", merge.base_shapes(shape), "BF16")
+    checkpoints.write_normal(beside / "model.safetensors", checkpoints.base_shapes(shape), "BF16")
     beside.rename(base)
     return base
 
 
-def gemma_sizes(shape: str) -> dict[str, int]:
+def gemma_sizes(shape: str) -> dict[str, Any]:
     """Return the sizes of a Gemma 1, by their names in config.json."""
-    size = merge.SHAPES[shape]
-    return {
-        "vocab_size": merge.WORDS,
-        "hidden_size": size["hidden"],
-        "intermediate_size": size["inner"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": size["queries"] // 256,
-        "num_key_value_heads": size["keys"] // 256,
-        "head_dim": 256,
-    }
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    names += ("num_attention_heads", "num_key_value_heads", "head_dim")
+    config = checkpoints.model_config(shape)
+    return {name: config[name] for name in names}
 
 
 def write_rows(folder: Path) -> dict[str, Path]:

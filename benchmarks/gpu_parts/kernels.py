@@ -107,7 +107,7 @@ def _time_blocks(config: Any, place: Place) -> dict[str, Any]:
 
 
 def loss_head(place: Place, name: str) -> dict[str, Any]:
-    """Measure a frozen head and its loss, forward and backward, as transformers and as TRL compute them.
+    """Measure a frozen head and its loss, forward and backward, ours and as others compute them.
 
     Half the tokens are learned. The error is that of the loss against fp32, where all logits are at hand.
     """
@@ -154,21 +154,28 @@ def _transformers_loss(
     return ForCausalLMLoss(head(hidden_TH)[None], None, head.out_features, shift_labels=labels_T[None])
 
 
-def _trl_loss(hidden_TH: torch.Tensor, head: torch.nn.Linear, labels_T: torch.Tensor) -> torch.Tensor:
-    """Call TRL's kernel as its fused head does, which needs a whole model around it."""
-    from trl.kernels import ChunkedLogProbFunction
+def _by_head(
+    method: str, chunk_size: int = 0
+) -> Callable[[torch.Tensor, torch.nn.Linear, torch.Tensor], torch.Tensor]:
+    """Compute the loss with one of the heads that training chooses from."""
 
-    known = labels_T >= 0
-    temperature, words_at_once, soft_cap, scale, outputs = 1.0, 32768, None, 1.0, ("log_probs",)
-    log_probs_T, *_ = ChunkedLogProbFunction.apply(
-        *(hidden_TH[known], head.weight, None, labels_T[known]),
-        *(temperature, words_at_once, soft_cap, scale, outputs),
-    )
-    return -log_probs_T.mean()
+    def loss_of(hidden_TH: torch.Tensor, head: torch.nn.Linear, labels_T: torch.Tensor) -> torch.Tensor:
+        from gemma_ft.config.trainer import LossHeadMethod
+        from gemma_ft.training.loss.heads import LossHead
+
+        known = labels_T >= 0
+        scores = LossHead(LossHeadMethod(method), chunk_size).score(
+            hidden_TH[known], head.weight, labels_T[known]
+        )
+        return -scores.log_prob_sum / known.sum()
+
+    return loss_of
 
 
 HEADS: dict[str, Callable[[torch.Tensor, torch.nn.Linear, torch.Tensor], torch.Tensor]] = {
     "transformers": _transformers_loss,
-    "trl": _trl_loss,
+    "trl": _by_head("trl"),
+    "torch": _by_head("torch"),
+    **{f"chunked {size}": _by_head("chunked", size) for size in (128, 512, 1024)},
 }
-"""Sides of the comparison; a head of our own joins them here."""
+"""Sides of the comparison."""

@@ -70,7 +70,9 @@ PARTS = {
         largest="7b",
     ),
     "loss_head": Part(
-        says="head and loss: transformers, TRL", seconds=25, measure=_from("kernels", "loss_head")
+        says="head and loss: ours, transformers', TRL's, torch's",
+        seconds=25,
+        measure=_from("kernels", "loss_head"),
     ),
     "attention": Part(
         says="attention: sdpa, eager, FlashAttention 2", seconds=25, measure=_from("kernels", "attention")

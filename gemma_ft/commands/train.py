@@ -23,6 +23,7 @@ def run(argv: list[str]) -> int:
     arguments = build_parser().parse_intermixed_args(_complete_info(argv))
 
     from gemma_ft.config.compose import compose, config_yaml, sweep
+    from gemma_ft.modeling.imports import unused_left_out
 
     train: Callable[[RunConfig], float | None] = partial(
         _train, overwrite=arguments.overwrite, extend=arguments.extend
@@ -38,7 +39,9 @@ def run(argv: list[str]) -> int:
         config = compose(*arguments.overrides, config_dir=arguments.config_dir)
         print(config_yaml(config, arguments.package), end="")
     else:
-        train(compose(*arguments.overrides, config_dir=arguments.config_dir))
+        config = compose(*arguments.overrides, config_dir=arguments.config_dir)
+        with unused_left_out(config):
+            train(config)
     return 0
 
 

@@ -6,6 +6,7 @@ Names are TRL's where a value passes 1:1.
 import difflib
 import math
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 from gemma_ft.config.extra import find_extra_problems
@@ -16,6 +17,7 @@ _POSITIVE = (
     "max_length",
     "global_batch_size",
     "micro_batch_size",
+    "loss_chunk_size",
     "logging_steps",
     "save_steps",
     "save_total_limit",
@@ -25,6 +27,15 @@ _POSITIVE = (
     "sample_tokens",
 )
 _NOT_NEGATIVE = ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "neftune_noise_alpha")
+
+
+class LossHeadMethod(StrEnum):
+    """What turns hidden states into the loss over the whole vocabulary."""
+
+    auto = "auto"
+    chunked = "chunked"
+    trl = "trl"
+    torch = "torch"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,6 +70,10 @@ class TrainerConfig:
     """Fill sequences with several whole rows that do not see each other."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    loss_head: LossHeadMethod = LossHeadMethod.auto
+    """What computes the loss: chunked (ours), trl, torch; auto measures once a run which is fastest here."""
+    loss_chunk_size: int | None = None
+    """Tokens whose logits exist at one time (chunked); none: measured once a run, kept in loss_head.json."""
     logging_steps: int = 10
     """Steps between two lines of progress."""
     eval_steps: int | None = None
@@ -87,6 +102,11 @@ class TrainerConfig:
             for key in _POSITIVE
             if (value := getattr(self, key)) is not None and not 0 < value < math.inf
         ]
+        if self.loss_chunk_size is not None and self.loss_head in (LossHeadMethod.trl, LossHeadMethod.torch):
+            found.append(
+                f"trainer.loss_chunk_size={self.loss_chunk_size} has no effect with "
+                f"trainer.loss_head={self.loss_head}. Leave one of the two out."
+            )
         found += [
             f"trainer.{key}={value} must not be negative. Give a finite number, 0 or more."
             for key in _NOT_NEGATIVE

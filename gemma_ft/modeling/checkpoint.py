@@ -9,6 +9,7 @@ from gemma_ft import hub
 from gemma_ft.config.schema import ModelConfig
 from gemma_ft.errors import ModelError
 from gemma_ft.families import END_OF_TURN, START_OF_TURN, Family, family_of, load_chat_template
+from gemma_ft.modeling.imports import bring_back, seldom_collected
 from gemma_ft.modeling.tiny import TINY, load_tiny
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def find_checkpoint(model: ModelConfig) -> Checkpoint:
         )
         revision = folder.name
     config = _read_config(folder, model.path)
+    if config.get("quantization_config"):  # stored as bitsandbytes does
+        bring_back("bitsandbytes")
     return Checkpoint(
         path=model.path, folder=folder, config=config, family=family_of(config, model.path), revision=revision
     )
@@ -102,6 +105,7 @@ def fetch_weights(checkpoint: Checkpoint) -> Path:
     return folder
 
 
+@seldom_collected()
 def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
     """Load the tokenizer, made whole where the base's is not: with Gemma's chat template and turn tokens."""
     from transformers import AutoTokenizer

@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 from gemma_ft.modeling.drivers import amd_driver, explain_unused, hidden_by, nvidia_driver, wants_cpu
+from gemma_ft.modeling.imports import seldom_collected
 
 _FLASH_CAPABILITY = (8, 0)
 _BLACKWELL = (10, 0)
@@ -57,6 +58,7 @@ class Device:
         return "rocm" if self.rocm else self.kind
 
 
+@seldom_collected()
 def read_device() -> Device:
     """Ask torch what this process would train on.
 

@@ -9,10 +9,13 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from gemma_ft.modeling.imports import seldom_collected
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@seldom_collected()
 def quiet_libraries() -> None:
     """Switch off telemetry, progress bars and notes that no user can act on; call it before a model loads."""
     import datasets

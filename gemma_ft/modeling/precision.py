@@ -109,7 +109,7 @@ def _resolve_dtype(asked: Dtype, family: Family, device: Device) -> tuple[Dtype,
 
 def _best_dtype(family: Family, device: Device) -> tuple[Dtype, str]:
     if device.kind == "cpu":
-        return Dtype.fp32, "dtype fp32: the fastest on a CPU"
+        return Dtype.fp32, "dtype fp32: every CPU computes in it natively"
     if device.bf16:
         knows = "computes in it natively" if device.backend == "cuda" else "has it, as torch reports"
         return Dtype.bf16, f"dtype bf16: {device.name} {knows}"

@@ -56,6 +56,7 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
+        self.loss_head = self.path / "loss_head.json"
         self.data = self.path / "data.json"
         self.dropped = self.path / "dropped.jsonl"
         self.metrics = self.path / "metrics.jsonl"

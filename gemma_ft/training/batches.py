@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from trl import SFTTrainer
+
+from gemma_ft.training.loss.installed import LossTrainer
 
 _ROW_TOKENS = "row_tokens"
 """Tokens of each row of a micro-batch, which packing joins into one."""
 
 
-class BatchTrainer(SFTTrainer):  # type: ignore[misc]
+class BatchTrainer(LossTrainer):
     """TRL's trainer, which learns from no row twice in an epoch.
 
     accelerate repeats rows at the end of an epoch, and of an evaluation, to give every process a whole last

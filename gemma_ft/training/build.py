@@ -17,6 +17,7 @@ from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
+from gemma_ft.training.loss.settled import settle_head
 from gemma_ft.training.progress import Progress
 from gemma_ft.training.trackers.tracker import Tracker
 from gemma_ft.training.trainer import RunTrainer
@@ -55,25 +56,31 @@ def build_trainer(
     if adapts:
         model = attach_adapter(model, config.adapter)
     trained = _count_trainable(model, config)
-    callbacks: list[Any] = [Progress(run, tracker)]
-    if config.trainer.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
+    head = settle_head(config, run, layout, checkpoint, precision, model, arguments.device)
     trainer = RunTrainer(
         layout=layout,
         precision=precision,
         run=run,
         guard=StepGuard(data),
+        loss_head=head,
         checkpoints_kept=config.trainer.save_total_limit,
         model=model,
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.held_out,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=_build_callbacks(config, run, tracker),
     )
     trainer.remove_callback(PrinterCallback)
     _say_what_trains(trained, checkpoint, config)
     return trainer
+
+
+def _build_callbacks(config: RunConfig, run: RunFolder, tracker: Tracker) -> list[Any]:
+    callbacks: list[Any] = [Progress(run, tracker)]
+    if config.trainer.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(config.trainer.early_stopping_patience))
+    return callbacks
 
 
 def _count_trainable(model: torch.nn.Module, config: RunConfig) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import RunConfig
 from gemma_ft.errors import RunError
+from gemma_ft.modeling.imports import seldom_collected
 from gemma_ft.runs import RunFolder, read_json, write_json
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.record import record_rows
@@ -31,6 +32,7 @@ _START = {
 }
 
 
+@seldom_collected()
 def prepare_rows(
     config: RunConfig,
     run: RunFolder,

@@ -116,11 +116,12 @@ class _Sizes:
         """Bytes that a forward pass of these tokens leaves for the backward pass, in 16 bits.
 
         A block keeps its input, both norms and sums, queries to output, and four vectors of the inner size;
-        with checkpointing only its input, and one block is whole at a time. The logits are there once.
+        with checkpointing only its input, and one block is whole at a time. Of the logits only those of some
+        tokens exist at one time, however many there are.
         """
         block = 2.0 * (4 * self.hidden + 4 * self.heads + 4 * self.inner)
         kept = 2.0 * self.hidden * self.layers + block if checkpointed else block * self.layers
-        return tokens * (kept + 4.0 * self.vocabulary)
+        return tokens * kept
 
 
 def find_savings(config: RunConfig, *, on_gpu: bool) -> list[str]:

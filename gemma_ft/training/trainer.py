@@ -19,6 +19,7 @@ from gemma_ft.training.checkpoints import check_form, publish_checkpoint, rotate
 from gemma_ft.training.connections import any_process
 from gemma_ft.training.guard import StepGuard, weights_of
 from gemma_ft.training.interval import Interval
+from gemma_ft.training.modes import switch_seldom
 from gemma_ft.training.schedule import stretch_schedule
 from gemma_ft.training.sharded_trainer import ShardedTrainer
 from gemma_ft.training.sharding import whole
@@ -47,6 +48,7 @@ class RunTrainer(ShardedTrainer):
         self.guard = guard
         self.checkpoints_kept = checkpoints_kept
         self._saved: int | None = None
+        self._flos_of_token = 0
         self._resumes: Path | None = None
         self._extends = False
         quantised = getattr(arguments["model"], "is_quantized", False)
@@ -55,6 +57,7 @@ class RunTrainer(ShardedTrainer):
         super().__init__(**arguments)
         for name, value in exact.items():
             self.model.get_parameter(name).data = value.float()
+        switch_seldom(self.model)
 
     def go_on(self, checkpoint: Path, *, extends: bool = False) -> None:
         """Train on from a checkpoint; where it is the run's last, only take its weights.
@@ -93,6 +96,12 @@ class RunTrainer(ShardedTrainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.guard.saw(inputs, loss)
         return loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return the operations of a micro-batch; the weights are counted once, not each time."""
+        tokens = inputs["input_ids"].numel()
+        self._flos_of_token = self._flos_of_token or super().floating_point_ops(inputs) // tokens
+        return int(tokens * self._flos_of_token)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Know the gradients' norm, which transformers does right before every optimizer step."""

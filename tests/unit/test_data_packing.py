@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.schema import Attention, Dtype, ParallelMethod, RunConfig
-from gemma_ft.config.trainer import TrainerConfig
+from gemma_ft.config.trainer import LossHeadMethod, TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
 from gemma_ft.data.tokens.encoding import NOT_LEARNED
 from gemma_ft.errors import ConfigError, DataError
@@ -22,6 +22,7 @@ from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
+from gemma_ft.training.loss.heads import LossHead
 from gemma_ft.training.trainer import RunTrainer
 
 MAX_LENGTH, WINDOW = 96, 16
@@ -97,6 +98,7 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
         precision=precision,
         run=RunFolder(folder),
         guard=StepGuard(SimpleNamespace(rows=packed)),
+        loss_head=LossHead(LossHeadMethod.chunked, 16),
         checkpoints_kept=None,
         model=model,
         args=arguments,

@@ -1,0 +1,1 @@
+"""What the benchmarks share: measured processes, sides in turns, results, plots."""

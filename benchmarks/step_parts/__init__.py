@@ -1,0 +1,1 @@
+"""Parts of step.py: cases, their models and rows, and how each side is driven."""
