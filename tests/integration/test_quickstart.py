@@ -92,6 +92,7 @@ def test_the_run_folder_holds_what_later_steps_need(run):
         "config.yaml",
         "data.json",
         "environment.json",
+        "loss_head.json",
         "merged",
         "metrics.jsonl",
         "status.json",

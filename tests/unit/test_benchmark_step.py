@@ -34,7 +34,15 @@ def test_a_command_is_measured_by_its_own_memory_and_by_that_of_what_it_starts()
 
 
 def test_lines_say_when_they_came_and_what_the_command_held_and_had_taken_by_then():
-    code = "print('one'); x = sum(range(10**7)); y = b'1' * (100 << 20); print('two')"
+    code = """
+import time
+print("one", flush=True)
+time.sleep(0.3)  # so that each line is read while what it tells of is so
+x = sum(range(10**7))
+y = b"1" * (100 << 20)
+print("two", flush=True)
+time.sleep(0.3)
+"""
     one, two = python(code).lines
     assert [one.text, two.text] == ["one", "two"]
     assert two.seconds > one.seconds

@@ -94,7 +94,8 @@ def _choose(
 ) -> LossHead:
     choice = choose_head(config.trainer, load, lay_out)
     _record(run, choice, circumstances)
-    logger.info("loss head %s: %s", choice.head.method, choice.reason)
+    if choice.measured:
+        logger.info("loss head %s: %s", choice.head.method, choice.reason)
     return choice.head
 
 
