@@ -214,6 +214,23 @@ def test_interrupt_of_the_program_ends_the_work(monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("merge")]
 
 
+def test_interrupt_while_work_is_still_handed_out_ends_it_too(monkeypatch):
+    monkeypatch.setattr(pool, "worker_count", lambda: 2)
+    begun = []
+
+    def items():
+        yield from range(200)
+        raise KeyboardInterrupt
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.005)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.map_in_threads(work, items())
+    assert len(begun) < 100
+
+
 def test_number_of_workers_changes_no_byte(bases, tmp_path, monkeypatch):
     adapter = build_adapter(bases(), tmp_path / "adapter", use_dora=True)
     for workers in (1, 2, 4):

@@ -30,8 +30,8 @@ def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item])
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(worker_count(), "merge", _use_one_thread) as pool:
-            futures = [pool.submit(function, item) for item in items]
-            try:
+            try:  # round the handing out as well: an interrupt comes at any moment
+                futures = [pool.submit(function, item) for item in items]
                 for future in as_completed(futures):
                     future.result()
             except BaseException:
