@@ -38,6 +38,14 @@ class LossHeadMethod(StrEnum):
     torch = "torch"
 
 
+class CpuMatmul(StrEnum):
+    """What multiplies fp32 matrices on a CPU."""
+
+    auto = "auto"
+    default = "default"
+    onednn = "onednn"
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainerConfig:
     """Supervised fine-tuning with TRL."""
@@ -74,6 +82,8 @@ class TrainerConfig:
     """What computes the loss: chunked (ours), trl, torch; auto measures once a run which is fastest here."""
     loss_chunk_size: int | None = None
     """Tokens whose logits exist at one time (chunked); none: measured once a run, kept in loss_head.json."""
+    cpu_matmul: CpuMatmul = CpuMatmul.auto
+    """What multiplies fp32 matrices on a CPU: default (torch's choice), onednn; auto measures once a run."""
     logging_steps: int = 10
     """Steps between two lines of progress."""
     eval_steps: int | None = None

@@ -57,6 +57,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.json"
         self.loss_head = self.path / "loss_head.json"
+        self.cpu_matmul = self.path / "cpu_matmul.json"
         self.data = self.path / "data.json"
         self.dropped = self.path / "dropped.jsonl"
         self.metrics = self.path / "metrics.jsonl"

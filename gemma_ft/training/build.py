@@ -4,20 +4,29 @@ import logging
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, PrinterCallback, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    set_seed,
+)
 
 from gemma_ft.config.schema import AdapterMethod, RunConfig
+from gemma_ft.config.trainer import CpuMatmul
 from gemma_ft.data.prepare import PreparedData
 from gemma_ft.errors import ModelError
 from gemma_ft.modeling.adapters import attach_adapter
 from gemma_ft.modeling.checkpoint import Checkpoint
 from gemma_ft.modeling.loading import load_model
+from gemma_ft.modeling.matmul import by_onednn
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.loss.settled import settle_head
+from gemma_ft.training.matmul import settle_matmul
 from gemma_ft.training.progress import Progress
 from gemma_ft.training.trackers.tracker import Tracker
 from gemma_ft.training.trainer import RunTrainer
@@ -56,13 +65,12 @@ def build_trainer(
     if adapts:
         model = attach_adapter(model, config.adapter)
     trained = _count_trainable(model, config)
-    head = settle_head(config, run, layout, checkpoint, precision, model, arguments.device)
     trainer = RunTrainer(
         layout=layout,
         precision=precision,
         run=run,
         guard=StepGuard(data),
-        loss_head=head,
+        **_settle(config, run, layout, checkpoint, precision, model, arguments.device),
         checkpoints_kept=config.trainer.save_total_limit,
         model=model,
         args=arguments,
@@ -74,6 +82,22 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     _say_what_trains(trained, checkpoint, config)
     return trainer
+
+
+def _settle(
+    config: RunConfig,
+    run: RunFolder,
+    layout: Layout,
+    checkpoint: Checkpoint,
+    precision: Precision,
+    model: PreTrainedModel,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Settle what computes, each once a run: what multiplies matrices first, since the head does too."""
+    matmul = settle_matmul(config, run, layout, precision, model)
+    with by_onednn(matmul is CpuMatmul.onednn):
+        head = settle_head(config, run, layout, checkpoint, precision, model, device)
+    return {"matmul": matmul, "loss_head": head}
 
 
 def _build_callbacks(config: RunConfig, run: RunFolder, tracker: Tracker) -> list[Any]:

@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from gemma_ft.config.checks import check_config
 from gemma_ft.config.schema import Attention, Dtype, ParallelMethod, RunConfig
-from gemma_ft.config.trainer import LossHeadMethod, TrainerConfig
+from gemma_ft.config.trainer import CpuMatmul, LossHeadMethod, TrainerConfig
 from gemma_ft.data.packing import describe_packing, pack
 from gemma_ft.data.tokens.encoding import NOT_LEARNED
 from gemma_ft.errors import ConfigError, DataError
@@ -72,7 +72,7 @@ def packed(rows, tmp_path_factory):
     return pack(rows, MAX_LENGTH, tmp_path_factory.mktemp("packed"))
 
 
-def build_trainer(model, packed, tiny, folder, micro_batch_size):
+def build_trainer(model, packed, tiny, folder, micro_batch_size, matmul):
     config = RunConfig(
         trainer=TrainerConfig(
             packing=True,
@@ -99,6 +99,7 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
         run=RunFolder(folder),
         guard=StepGuard(SimpleNamespace(rows=packed)),
         loss_head=LossHead(LossHeadMethod.chunked, 16),
+        matmul=matmul,
         checkpoints_kept=None,
         model=model,
         args=arguments,
@@ -107,9 +108,11 @@ def build_trainer(model, packed, tiny, folder, micro_batch_size):
     )
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(
+    scope="module", params=[(1, CpuMatmul.default), (2, CpuMatmul.default), (2, CpuMatmul.onednn)], ids=str
+)
 def trainer(request, model, packed, tiny, tmp_path_factory):
-    return build_trainer(model, packed, tiny, tmp_path_factory.mktemp("run"), request.param)
+    return build_trainer(model, packed, tiny, tmp_path_factory.mktemp("run"), *request.param)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,12 +10,13 @@ from gemma_ft.config.schema import RunConfig
 from gemma_ft.config.trainer import LossHeadMethod
 from gemma_ft.modeling.checkpoint import Checkpoint
 from gemma_ft.modeling.precision import Precision
-from gemma_ft.runs import RunFolder, read_json, write_json
+from gemma_ft.runs import RunFolder
 from gemma_ft.training.agreement import told_by_writer
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.loss.choice import Choice, Load, choose_head
 from gemma_ft.training.loss.heads import LossHead
 from gemma_ft.training.loss.measuring import Bench
+from gemma_ft.training.measured import keep, recall
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,12 +77,8 @@ def settle_head(
 
 
 def _recorded(run: RunFolder, circumstances: dict[str, Any]) -> LossHead | None:
-    if not run.loss_head.is_file():
-        return None
-    content = read_json(run.loss_head)
-    if content.get("chosen_for") != circumstances:
-        return None
-    return LossHead(LossHeadMethod(content["head"]), content["chunk_size"])
+    kept = recall(run.loss_head, circumstances)
+    return None if kept is None else LossHead(LossHeadMethod(kept["head"]), kept["chunk_size"])
 
 
 def _choose(
@@ -100,17 +96,13 @@ def _choose(
 
 
 def _record(run: RunFolder, choice: Choice, circumstances: dict[str, Any]) -> None:
-    head = asdict(choice.head)
-    write_json(
-        run.loss_head,
-        {
-            "head": head["method"].value,
-            "chunk_size": head["chunk_size"],
-            "reason": choice.reason,
-            "measured": list(choice.measured),
-            "chosen_for": circumstances,
-        },
-    )
+    record = {
+        "head": choice.head.method.value,
+        "chunk_size": choice.head.chunk_size,
+        "reason": choice.reason,
+        "measured": list(choice.measured),
+    }
+    keep(run.loss_head, record, circumstances)
 
 
 def _stand_in(weight_VH: torch.Tensor, load: Load) -> torch.Tensor:
