@@ -20,7 +20,7 @@ _TINY = SHAPES["tiny, 256k words"]
 
 def _filling(length: int) -> Rows:
     """Return rows whose question takes half of a length and whose answer is cut at its end."""
-    return Rows(words=(max(length // 2, 40),) * 2, count=24)
+    return Rows(words=(max(length // 2, 40),) * 2, count=60)
 
 
 _BASE = Case(
@@ -32,6 +32,8 @@ _BASE = Case(
     accumulation=2,
     steps=3,
 )
+_QUICK_STEPS = 20
+"""Where a step takes less than a second or two on either side, which three would leave to chance."""
 _SIZES = {
     "hidden 128, 2 layers": {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2},
     "hidden 256, 3 layers": {},
@@ -60,14 +62,20 @@ def count_parameters(sizes: dict[str, Any]) -> int:
 def _shape(sizes: dict[str, Any]) -> Case:
     name = f"growth {sizes['hidden_size']} {sizes['vocab_size']}"
     SHAPES[name] = sizes
-    return replace(_BASE, shape=name)
+    steps = _BASE.steps if sizes["vocab_size"] > _VOCABULARIES[1] else _QUICK_STEPS
+    return replace(_BASE, shape=name, steps=steps)
 
 
 CURVES = {
     "length": Curve(
         label="tokens of a row (256,000 words, hidden 256)",
         cases={
-            length: replace(_BASE, max_length=length, rows=_filling(length))
+            length: replace(
+                _BASE,
+                max_length=length,
+                rows=_filling(length),
+                steps=_QUICK_STEPS if length < 256 else _BASE.steps,
+            )
             for length in (64, 256, 1024, 2048)
         },
     ),
