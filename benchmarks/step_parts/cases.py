@@ -67,6 +67,8 @@ class Case:
     """Tokens a second in multiples of TRL's that are aimed at."""
     memory_goal: float | None = None
     """Peak memory above the loaded model in multiples of TRL's."""
+    our_words: tuple[str, ...] = ()
+    """What our command line says besides."""
 
 
 CASES = {
@@ -81,6 +83,19 @@ CASES = {
         packing=True,
         goal=3,
         memory_goal=0.5,
+    ),
+    "packed, default products": Case(
+        says="packed rows of 512 tokens, 1 x 4, matrices multiplied as torch does everywhere else",
+        shape="tiny, 256k words",
+        rows=MIXED,
+        max_length=512,
+        micro_batch=1,
+        accumulation=4,
+        steps=5,
+        packing=True,
+        goal=3,
+        memory_goal=0.5,
+        our_words=("trainer.cpu_matmul=default",),
     ),
     "long": Case(
         says="rows of 530 to 640 tokens, 2 x 2",

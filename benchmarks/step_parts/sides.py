@@ -97,7 +97,8 @@ def _ours(job: Job, python: Path) -> list[str]:
     }
     groups = ["name=step", "dataset=local", "quantization=none", "export=none", "parallel=single"]
     groups += ["adapter=none"] if case.full else adapter
-    return [str(python), "-m", "gemma_ft", *groups, *(f"{key}={value}" for key, value in words.items())]
+    settings = (f"{key}={value}" for key, value in words.items())
+    return [str(python), "-m", "gemma_ft", *groups, *settings, *case.our_words]
 
 
 def _ours_logged(job: Job) -> list[dict[str, Any]]:

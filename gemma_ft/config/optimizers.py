@@ -59,7 +59,9 @@ def _unread_problems(trainer: TrainerConfig) -> list[str]:
     """List further arguments that nothing would read, since another one is missing."""
     problems = []
     for name, (needed, how) in NEEDS.items():
-        if name in trainer.extra and not (trainer.extra.get(needed) or getattr(trainer, needed, None)):
+        given = trainer.extra.get(needed) or getattr(trainer, needed, None)
+        left_open = needed == "gradient_checkpointing" and given is None  # its own arguments decide it
+        if name in trainer.extra and not given and not left_open:
             problems.append(f"trainer.extra.{name} is read by nothing here. Add {how}, or take it out.")
     for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
         if name in trainer.extra and _WITHOUT_ADAM.fullmatch(trainer.optim):

@@ -76,8 +76,8 @@ class TrainerConfig:
     """Longest sequence in tokens; dataset.on_long_row says what becomes of longer rows."""
     packing: bool = False
     """Fill sequences with several whole rows that do not see each other."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass to save memory; none: unless they take 128 MiB at most."""
     loss_head: LossHeadMethod = LossHeadMethod.auto
     """What computes the loss: chunked (ours), trl, torch; auto measures once a run which is fastest here."""
     loss_chunk_size: int | None = None

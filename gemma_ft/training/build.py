@@ -22,6 +22,7 @@ from gemma_ft.modeling.loading import load_model
 from gemma_ft.modeling.matmul import by_onednn
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.runs import RunFolder
+from gemma_ft.training.activations import settle_checkpointing
 from gemma_ft.training.arguments import build_arguments
 from gemma_ft.training.guard import StepGuard
 from gemma_ft.training.layout import Layout
@@ -51,7 +52,7 @@ def build_trainer(
     """
     evaluates = data.held_out is not None
     arguments = build_arguments(
-        config,
+        settle_checkpointing(config, layout, checkpoint, precision, data.rows),
         layout=layout,
         precision=precision,
         family=checkpoint.family,

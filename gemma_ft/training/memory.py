@@ -4,12 +4,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from gemma_ft.config.schema import AdapterMethod, ParallelMethod, QuantizationMethod, RunConfig
 from gemma_ft.errors import GemmaFTError, TrainingError
 from gemma_ft.runs import RunFolder, Stage
+from gemma_ft.training.activations import Sizes
 
 _GIB = 2**30
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": _GIB, "TiB": 2**40, "PiB": 2**50}
@@ -93,37 +93,6 @@ def _look(*, on_gpu: bool) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sizes:
-    """What a model is made of, in numbers."""
-
-    hidden: int
-    inner: int
-    heads: int
-    layers: int
-    vocabulary: int
-
-    @property
-    def linear(self) -> float:
-        """Weights of all blocks; of the attention, keys and values count as much as queries."""
-        return self.layers * (4.0 * self.hidden * self.heads + 3.0 * self.hidden * self.inner)
-
-    @property
-    def weights(self) -> float:
-        return self.linear + self.vocabulary * self.hidden
-
-    def activations(self, tokens: float, *, checkpointed: bool) -> float:
-        """Bytes that a forward pass of these tokens leaves for the backward pass, in 16 bits.
-
-        A block keeps its input, both norms and sums, queries to output, and four vectors of the inner size;
-        with checkpointing only its input, and one block is whole at a time. Of the logits only those of some
-        tokens exist at one time, however many there are.
-        """
-        block = 2.0 * (4 * self.hidden + 4 * self.heads + 4 * self.inner)
-        kept = 2.0 * self.hidden * self.layers + block if checkpointed else block * self.layers
-        return tokens * kept
-
-
 def find_savings(config: RunConfig, *, on_gpu: bool) -> list[str]:
     """List the settings that lower the memory of a run, what saves most first.
 
@@ -139,9 +108,9 @@ def find_savings(config: RunConfig, *, on_gpu: bool) -> list[str]:
     return [words for saved, words in savings if saved > 0]
 
 
-def _savings(config: RunConfig, sizes: _Sizes, *, on_gpu: bool) -> Iterator[tuple[float, str]]:
+def _savings(config: RunConfig, sizes: Sizes, *, on_gpu: bool) -> Iterator[tuple[float, str]]:
     trainer, method = config.trainer, config.quantization.method
-    batch, checkpointed = trainer.micro_batch_size, trainer.gradient_checkpointing
+    batch, checkpointed = trainer.micro_batch_size, trainer.gradient_checkpointing is not False
     held = sizes.activations(batch * trainer.max_length, checkpointed=checkpointed)
     yield held * (1 - 1 / batch), "trainer.micro_batch_size=1"
     if not checkpointed:
@@ -160,7 +129,7 @@ def _savings(config: RunConfig, sizes: _Sizes, *, on_gpu: bool) -> Iterator[tupl
         yield (held_in - _NF4_BYTES) * sizes.linear, "quantization=nf4"
 
 
-def _shard_savings(config: RunConfig, sizes: _Sizes) -> Iterator[tuple[float, str]]:
+def _shard_savings(config: RunConfig, sizes: Sizes) -> Iterator[tuple[float, str]]:
     """Count what shards would save on each GPU, and what is saved where they lie in the machine's memory."""
     processes, parallel = int(os.environ.get("WORLD_SIZE", "1")), config.parallel
     frozen = _NF4_BYTES if config.quantization.method is QuantizationMethod.nf4 else 2.0
@@ -171,17 +140,11 @@ def _shard_savings(config: RunConfig, sizes: _Sizes) -> Iterator[tuple[float, st
         yield held * (1 - 1 / processes), "parallel=fsdp"
 
 
-def _read_sizes(config: RunConfig) -> _Sizes:
+def _read_sizes(config: RunConfig) -> Sizes:
     """Read a model's sizes from its config.json; where it cannot be had, take those of a 2B."""
     found: dict[str, Any] = {}
     with suppress(GemmaFTError, OSError):
         from gemma_ft.modeling.checkpoint import find_checkpoint
 
         found = find_checkpoint(config.model).config
-    return _Sizes(
-        hidden=found.get("hidden_size", 2048),
-        inner=found.get("intermediate_size", 16384),
-        heads=found.get("num_attention_heads", 8) * found.get("head_dim", 256),
-        layers=found.get("num_hidden_layers", 18),
-        vocabulary=found.get("vocab_size", 256000),
-    )
+    return Sizes.read(found)

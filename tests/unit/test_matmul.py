@@ -97,3 +97,12 @@ def test_measuring_leaves_the_random_state_alone():
     find_fault(WEIGHTS)
     time_products(WEIGHTS, 8, onednn=True)
     assert torch.equal(torch.rand(3), expected)
+
+
+@needs_onednn
+def test_a_library_that_fails_is_at_fault(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("could not create a primitive\nstack")
+
+    monkeypatch.setattr(matmul, "_products", fail)
+    assert find_fault(WEIGHTS) == "it does not multiply: could not create a primitive"
