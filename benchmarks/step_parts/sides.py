@@ -122,7 +122,7 @@ def _trl(job: Job, trl: Path) -> list[str]:
         # what is the default on our side
         "assistant_only_loss": True,
         "lr_scheduler_type": "constant",
-        "activation_checkpointing": True,
+        "activation_checkpointing": True,  # its own default
         "logging_steps": 1,
         "save_steps": job.steps,  # trainer_state.json, where losses have all their digits
         "save_only_model": True,
