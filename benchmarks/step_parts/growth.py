@@ -84,7 +84,7 @@ CURVES = {
         cases={words: _shape(_TINY | {"vocab_size": words}) for words in _VOCABULARIES},
     ),
     "model size": Curve(
-        label="million parameters, 256,000 words (rows of 512 tokens)",
+        label="million parameters (256,000 words)",
         cases={
             round(count_parameters(_TINY | size) / 1e6, 1): _shape(_TINY | size) for size in _SIZES.values()
         },
