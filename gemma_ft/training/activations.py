@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import Attention, RunConfig
+from gemma_ft.data.facts import numbers
 from gemma_ft.modeling.checkpoint import Checkpoint
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.training.layout import Layout
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     import datasets
 
 _SPARED_BYTES = 128 * 2**20
-"""Activations that every machine has room for: computing them twice costs a quarter of a step for nothing."""
+"""Activations that every machine has room for: computing them twice costs time for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ def settle_checkpointing(
     trainer = config.trainer
     if trainer.gradient_checkpointing is not None:
         return config
-    longest = trainer.max_length if trainer.packing else max(rows["length"])
+    longest = trainer.max_length if trainer.packing else int(numbers(rows, "length")["length"].max())
     kept = Sizes.read(checkpoint.config).activations(
         trainer.micro_batch_size * longest,
         checkpointed=False,

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import datasets
 import pytest
 
 from gemma_ft.config.compose import compose
@@ -37,7 +38,7 @@ def settle(sizes=TINY, *, longest=64, dtype=Dtype.fp32, attention=Attention.sdpa
     assert layout.sharded is sharded
     precision = Precision(device=CPU, dtype=dtype, attention=attention, reasons=())
     config = RunConfig(name="a", trainer=TrainerConfig(**trainer))
-    rows = {"length": [5, longest, 9]}
+    rows = datasets.Dataset.from_dict({"length": [5, longest, 9]})
     settled = settle_checkpointing(config, layout, SimpleNamespace(config=sizes), precision, rows)
     assert config.trainer == TrainerConfig(**trainer)  # what the run was asked for stays as it was
     return settled.trainer.gradient_checkpointing

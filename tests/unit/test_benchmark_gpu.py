@@ -156,7 +156,7 @@ def test_a_base_that_the_disk_cannot_hold_does_not_fit(tmp_path, monkeypatch):
 
 @pytest.fixture
 def figures(place, tiny):
-    short = ("trainer.max_length=64", "trainer.global_batch_size=2")
+    short = ("trainer.max_length=64", "trainer.global_batch_size=2", "trainer.gradient_checkpointing=true")
     return training.measure(
         training.Training(recipe="ultrachat_qlora", words=short), place, "qlora", warm_up=1, steps=2
     )
