@@ -79,9 +79,9 @@ def keep(case: str, found: dict[str, Any], asked: argparse.Namespace) -> None:
     """Put a case into step.json, step.md and step.svg, beside those measured before."""
     versions = {name: versions_of_side(name, asked.peers) for name in found["sides"]}
     part = {**found, "machine": results.describe_machine(), "versions": versions}
-    kept = keep_part("step", case, part, page.write_page, asked.results)
+    kept = keep_part("step", case, part, page.page, asked.results)
     if not asked.no_plots:
-        page.draw(kept, asked.results / "step.svg")
+        page.draw(kept, asked.results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What is trained: models, rows, batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _GEMMA_1 = {
@@ -71,30 +71,33 @@ class Case:
     """What our command line says besides."""
 
 
+_PACKED = Case(
+    says="packed rows of 512 tokens, 1 x 4",
+    shape="tiny, 256k words",
+    rows=MIXED,
+    max_length=512,
+    micro_batch=1,
+    accumulation=4,
+    steps=5,
+    packing=True,
+    goal=3,
+    memory_goal=0.5,
+)
+_SHORT = Case(
+    says="padded rows of about 40 tokens, 4 x 1",
+    shape="tiny, 256k words",
+    rows=SHORT,
+    max_length=128,
+    micro_batch=4,
+    accumulation=1,
+    steps=40,
+    goal=1.3,
+)
 CASES = {
-    "packed": Case(
-        says="packed rows of 512 tokens, 1 x 4",
-        shape="tiny, 256k words",
-        rows=MIXED,
-        max_length=512,
-        micro_batch=1,
-        accumulation=4,
-        steps=5,
-        packing=True,
-        goal=3,
-        memory_goal=0.5,
-    ),
-    "packed, default products": Case(
-        says="packed rows of 512 tokens, 1 x 4, matrices multiplied as torch does everywhere else",
-        shape="tiny, 256k words",
-        rows=MIXED,
-        max_length=512,
-        micro_batch=1,
-        accumulation=4,
-        steps=5,
-        packing=True,
-        goal=3,
-        memory_goal=0.5,
+    "packed": _PACKED,
+    "packed, default products": replace(
+        _PACKED,
+        says=f"{_PACKED.says}, matrices multiplied as torch does everywhere else",
         our_words=("trainer.cpu_matmul=default",),
     ),
     "long": Case(
@@ -108,69 +111,20 @@ CASES = {
         goal=3,
         memory_goal=0.5,
     ),
-    "short": Case(
-        says="padded rows of about 40 tokens, 4 x 1",
-        shape="tiny, 256k words",
-        rows=SHORT,
-        max_length=128,
-        micro_batch=4,
-        accumulation=1,
-        steps=40,
-        goal=1.3,
-    ),
-    "small vocabulary": Case(
-        says="packed rows of 512 tokens, 1 x 4, 2,048 words",
+    "short": _SHORT,
+    "small vocabulary": replace(
+        _PACKED,
+        says=f"{_PACKED.says}, 2,048 words",
         shape="tiny, 2k words",
-        rows=MIXED,
-        max_length=512,
-        micro_batch=1,
-        accumulation=4,
         steps=25,
-        packing=True,
         goal=1,
+        memory_goal=None,
     ),
-    "small vocabulary, short": Case(
-        says="padded rows of about 40 tokens, 4 x 1, 2,048 words",
-        shape="tiny, 2k words",
-        rows=SHORT,
-        max_length=128,
-        micro_batch=4,
-        accumulation=1,
-        steps=90,
-        goal=1,
+    "small vocabulary, short": replace(
+        _SHORT, says=f"{_SHORT.says}, 2,048 words", shape="tiny, 2k words", steps=90, goal=1
     ),
-    "270M packed": Case(
-        says="270M shape, packed rows of 512 tokens, 1 x 4",
-        shape="270M",
-        rows=MIXED,
-        max_length=512,
-        micro_batch=1,
-        accumulation=4,
-        steps=3,
-        packing=True,
-        goal=3,
-        memory_goal=0.5,
-    ),
-    "270M short": Case(
-        says="270M shape, padded rows of about 40 tokens, 4 x 1",
-        shape="270M",
-        rows=SHORT,
-        max_length=128,
-        micro_batch=4,
-        accumulation=1,
-        steps=12,
-        goal=1.3,
-    ),
-    "full": Case(
-        says="all weights, packed rows of 512 tokens, 1 x 4",
-        shape="tiny, 256k words",
-        rows=MIXED,
-        max_length=512,
-        micro_batch=1,
-        accumulation=4,
-        steps=5,
-        packing=True,
-        full=True,
-    ),
+    "270M packed": replace(_PACKED, says=f"270M shape, {_PACKED.says}", shape="270M", steps=3),
+    "270M short": replace(_SHORT, says=f"270M shape, {_SHORT.says}", shape="270M", steps=12),
+    "full": replace(_PACKED, says=f"all weights, {_PACKED.says}", full=True, goal=None, memory_goal=None),
 }
 LEARNING_RATE, SEED, RANK = 2e-4, 42, 16

@@ -117,12 +117,12 @@ def _measure_point(case: Case, sides: list[str], place: Place, asked: argparse.N
 
 def _keep(name: str, points: dict[str, Any], versions: dict[str, Any], asked: argparse.Namespace) -> None:
     part = {"machine": results.describe_machine(), "versions": versions, "points": points}
-    kept = keep_part("step_growth", name, part, write_page, asked.results)
+    kept = keep_part("step_growth", name, part, page, asked.results)
     if not asked.no_plots:
-        draw(kept, asked.results / "step_growth.svg")
+        draw(kept, asked.results)
 
 
-def write_page(kept: dict[str, Any]) -> str:
+def page(kept: dict[str, Any]) -> str:
     """Return the tables of all curves."""
     text = "# How a training step's cost grows\n\n"
     text += "Written by `python benchmarks/step.py --growth`; LoRA, fp32, 1 x 2 rows.\n\n"
@@ -138,7 +138,7 @@ def write_page(kept: dict[str, Any]) -> str:
     return text
 
 
-def draw(kept: dict[str, Any], file: Path) -> None:
+def draw(kept: dict[str, Any], folder: Path) -> None:
     """Draw a row of panels for tokens a second and one for memory, a panel a curve."""
     pyplot = plots.load_pyplot()
     curves = kept
@@ -157,4 +157,4 @@ def draw(kept: dict[str, Any], file: Path) -> None:
             plots.draw_curves(axes, [float(x) for x in points], sides)
             axes.set_xlabel(CURVES[name].label)
             axes.set_ylabel(label)
-    plots.save(figure, file)
+    plots.save(figure, folder / "step_growth.svg")

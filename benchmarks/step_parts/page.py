@@ -18,7 +18,7 @@ same program holds with the model loaded and one step of one short row done. Goa
 """
 
 
-def write_page(kept: dict[str, Any]) -> str:
+def page(kept: dict[str, Any]) -> str:
     """Return the page of all cases."""
     said = dict.fromkeys(describe_in_words(found) for found in in_order(kept).values())
     tables = [_write_case(name, found) for name, found in in_order(kept).items()]
@@ -91,7 +91,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def draw(kept: dict[str, Any], file: Path) -> None:
+def draw(kept: dict[str, Any], folder: Path) -> None:
     """Draw tokens a second and memory, each in multiples of ours, whose own figure stands below the case."""
     pyplot = plots.load_pyplot()
     cases = in_order(kept)
@@ -117,7 +117,7 @@ def draw(kept: dict[str, Any], file: Path) -> None:
         axes.axhline(1, color="#555555", linewidth=0.7, zorder=0)
         axes.set_title(title, loc="left")
         axes.set_ylabel("multiples")
-    plots.save(figure, file)
+    plots.save(figure, folder / "step.svg")
 
 
 def _multiple(figures: dict[str, Any] | None, key: str, base: float) -> dict[str, float] | None:

@@ -105,6 +105,11 @@ class TrainerConfig:
     extra: dict[str, Any] = field(default_factory=dict)
     """Further SFTConfig arguments, passed as they are: +trainer.extra.adam_beta2=0.95."""
 
+    @property
+    def may_recompute(self) -> bool:
+        """Whether activations are recomputed as far as is known before there are rows: unless told not to."""
+        return self.gradient_checkpointing is not False
+
     def problems(self) -> list[str]:
         """List what cannot work in this section."""
         found = [

@@ -134,7 +134,7 @@ def _memory(config: RunConfig, layout: Layout, precision: Precision, family: Fam
     """Shard the model, or not, and have its activations recomputed, by FSDP or by transformers."""
     recomputes = layout.sharded and checkpoints_blocks(config)
     return {
-        "activation_checkpointing": config.trainer.gradient_checkpointing is not False and not recomputes,
+        "activation_checkpointing": config.trainer.may_recompute and not recomputes,
         **build_sharding(config, layout, precision, family),
     }
 

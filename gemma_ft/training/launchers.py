@@ -209,7 +209,7 @@ def _take_sharding(config: RunConfig, world: World) -> None:
         for name, ours in _SHARDING.items()
         if os.environ.get(name, ours[0]).lower() not in ours
     ]
-    checkpoints = "false" if config.trainer.gradient_checkpointing is False else "true"
+    checkpoints = "true" if config.trainer.may_recompute else "false"
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() not in ("false", checkpoints):
         passed_over.append("fsdp_activation_checkpointing=true, since trainer.gradient_checkpointing=false")
     if world.rank == 0:

@@ -110,7 +110,7 @@ def find_savings(config: RunConfig, *, on_gpu: bool) -> list[str]:
 
 def _savings(config: RunConfig, sizes: Sizes, *, on_gpu: bool) -> Iterator[tuple[float, str]]:
     trainer, method = config.trainer, config.quantization.method
-    batch, checkpointed = trainer.micro_batch_size, trainer.gradient_checkpointing is not False
+    batch, checkpointed = trainer.micro_batch_size, trainer.may_recompute
     held = sizes.activations(batch * trainer.max_length, checkpointed=checkpointed)
     yield held * (1 - 1 / batch), "trainer.micro_batch_size=1"
     if not checkpointed:

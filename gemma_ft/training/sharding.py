@@ -27,7 +27,7 @@ def checkpoints_blocks(config: RunConfig) -> bool:
     It does in full fine-tunes. With adapters its wrapper renames their modules, and every save would lose
     them; there transformers recomputes.
     """
-    return config.trainer.gradient_checkpointing is not False and config.adapter.method is AdapterMethod.none
+    return config.trainer.may_recompute and config.adapter.method is AdapterMethod.none
 
 
 def build_sharding(config: RunConfig, layout: Layout, precision: Precision, family: Family) -> dict[str, Any]:

@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import pages  # noqa: E402
 from parts.kept import read_parts  # noqa: E402
 
-WRITERS = {name: write for name, (write, _) in pages.PAGES.items()}
+WRITERS = {name: module.page for name, module in pages.PAGES.items()}
 
 MEASURED = "\n".join(page.read_text(encoding="utf-8") for page in sorted(RESULTS.glob("*.md")))
 ROWS = {line.strip() for line in MEASURED.splitlines() if line.startswith("|")}

@@ -205,7 +205,7 @@ def test_the_page_says_of_each_goal_whether_it_was_reached():
     found = compare(runs_of_a_case(), {OURS: 500.0, TRL: 600.0, LITGPT: 500.0})
     machine = {"date": "2026-01-01", "cpu": "a CPU", "cores": 2, "threads": 2, "memory_gib": 4, "os": "Linux"}
     part = {"says": "rows", **found, "machine": machine | {"git_revision": "abc"}, "versions": {}}
-    text = page.write_page({"short": part, "packed": part})
+    text = page.page({"short": part, "packed": part})
     assert text.index("## packed") < text.index("## short")
     assert "at least 3x the tokens/s: reached (3.00x)" in text
     assert "at most 0.5x the memory: reached (0.50x)" in text
