@@ -128,7 +128,7 @@ class _Work:
     def take(self, start: int, targets_C: torch.Tensor) -> None:
         """Score a chunk, and add what it gives to the gradients."""
         tokens, words = len(targets_C), len(self.weight_VH)
-        padding = round_up(tokens) - tokens  # rows of zeros, so that the products have few shapes
+        padding = round_up(tokens) - tokens  # rows of zeros, which add nothing: products have few shapes so
         hidden_CH = functional.pad(self.hidden_NH[start : start + tokens], (0, 0, 0, padding))
         if self._logits is None:
             self._logits = hidden_CH.new_empty(len(hidden_CH), words)
@@ -142,7 +142,6 @@ class _Work:
             grad_RV = self._score(logits_CV[block], targets_C[block], found, wanted=wanted)
             if grad_RV is not None:
                 logits_CV[block] = grad_RV
-        logits_CV[tokens:] = 0
         if self.hidden_grad_NH is not None:
             self.hidden_grad_NH[start : start + tokens] = torch.mm(logits_CV, self.weight_VH)[:tokens]
         if self.weight_grad_VH is not None:
