@@ -166,6 +166,12 @@ def begin(words: list[str], cwd: Path, **more: bool) -> subprocess.Popen[str]:
     )
 
 
+def read_rest(process: subprocess.Popen[str]) -> str:
+    """Wait for its end. `communicate` would leave out what `readline` has read ahead."""
+    with process:
+        return process.stderr.read()
+
+
 def kill_at_random_times(whole: Path, cwd: Path, numbers: list[signal.Signals], seed: int) -> None:
     """Kill a run again and again, and compare it, once it is through, with the one that was not."""
     chance = random.Random(seed)
@@ -208,7 +214,7 @@ def test_a_signal_to_the_whole_group_leaves_loading_processes_to_the_last_step(w
     while "step 2/300" not in (line := process.stderr.readline()):
         assert line
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=300)
+    err = read_rest(process)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err, err
     assert RunFolder(tmp_path / "outputs" / "loads").steps()
@@ -236,7 +242,7 @@ def test_two_processes_stop_at_one_step_and_the_launcher_gives_them_time(whole, 
         assert line_said, said
         said += line_said
     process.send_signal(signal.SIGTERM)
-    said += process.communicate(timeout=300)[1]
+    said += read_rest(process)
     run = tmp_path / "outputs" / "two"
     assert process.returncode == 143, said
     assert "Traceback" not in said

@@ -53,7 +53,11 @@ def program(body: str, before: str = "") -> subprocess.Popen[str]:
 
 
 def end(started: subprocess.Popen[str]) -> tuple[int, str]:
-    out, err = started.communicate(timeout=60)
+    with started:
+        out, err = (
+            started.stdout.read(),
+            started.stderr.read(),
+        )  # communicate() leaves what readline() has read ahead
     assert "Traceback" not in err, err
     return started.returncode, out
 
