@@ -53,11 +53,8 @@ def program(body: str, before: str = "") -> subprocess.Popen[str]:
 
 
 def end(started: subprocess.Popen[str]) -> tuple[int, str]:
-    with started:
-        out, err = (
-            started.stdout.read(),
-            started.stderr.read(),
-        )  # communicate() leaves what readline() has read ahead
+    with started:  # communicate() would leave out what readline() has read ahead
+        out, err = started.stdout.read(), started.stderr.read()
     assert "Traceback" not in err, err
     return started.returncode, out
 
