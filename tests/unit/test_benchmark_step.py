@@ -27,21 +27,21 @@ def python(code, **options):
 
 
 def test_a_command_is_measured_by_its_own_memory_and_by_that_of_what_it_starts():
-    hold = "x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096]); import time; time.sleep(0.3)"
+    hold = "x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096]); import time; time.sleep(1)"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
     assert 200 < python(start).peak_mib < 300
-    assert python("import time; time.sleep(0.2)").peak_mib < 100  # not that of the tests
+    assert python("import time; time.sleep(1)").peak_mib < 100  # not that of the tests
 
 
 def test_lines_say_when_they_came_and_what_the_command_held_and_had_taken_by_then():
     code = """
 import time
 print("one", flush=True)
-time.sleep(0.3)  # so that each line is read while what it tells of is so
+time.sleep(1)  # so that each line is read while what it tells of is so
 x = sum(range(10**7))
 y = b"1" * (100 << 20)
 print("two", flush=True)
-time.sleep(0.3)
+time.sleep(1)
 """
     one, two = python(code).lines
     assert [one.text, two.text] == ["one", "two"]
