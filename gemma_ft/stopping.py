@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from gemma_ft.errors import Interrupted
 
 logger = logging.getLogger("gemma_ft")
+_Hook = Callable[[Any], object]
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, a scheduler's or a launcher's stop, and a terminal that was closed."""
@@ -32,6 +34,8 @@ _SAME_LAUNCHED_STOP_SECONDS = 5.0
 _LAUNCHER_POLL_SECONDS = 2.0
 _ORPHAN_SECONDS = 300.0
 """How long an orphan may take to its next step before it is ended: the others may be gone."""
+_RAISE_AGAIN = 0
+"""Sent to the thread that watches signals; no signal has this number."""
 
 
 class _Stop:
@@ -105,6 +109,7 @@ def listen() -> Iterator[None]:
     nohup = {number for number in SIGNALS[2:] if signal.getsignal(number) is signal.SIG_IGN}
     heard = [number for number in SIGNALS if number not in nohup]
     handlers = {number: signal.signal(number, _on_signal) for number in heard}
+    unraisable, sys.unraisablehook = sys.unraisablehook, _raise_again(stop, outbox, sys.unraisablehook)
     threading.Thread(target=_watch_signals, args=(inbox, stop), daemon=True, name="signals").start()
     launched = any(name in os.environ for name in _LAUNCHED)
     if launched:
@@ -116,6 +121,7 @@ def listen() -> Iterator[None]:
     finally:
         stop.listening = False
         _stop = _Stop()  # what one run was asked is not asked of the next
+        sys.unraisablehook = unraisable
         signal.set_wakeup_fd(wakeup)
         for number, handler in handlers.items():
             repeats = launched and stop.request is not None and number == signal.SIGTERM
@@ -149,7 +155,12 @@ def interrupt(reason: str, *, quiet: bool = False) -> None:
     _stop.note(Interrupted(reason, TERMINATED), quiet=quiet)
     if quiet and _stop.deferrals:
         _stop.told = True
-    elif _stop.listening and sys.platform != "win32":
+    elif _stop.listening:
+        _signal_main_thread()
+
+
+def _signal_main_thread() -> None:
+    if sys.platform != "win32":
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -158,6 +169,19 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     first, _stop.told = not _stop.told, True
     if first and not _stop.deferrals:  # a later one must not disturb what the first one's end still writes
         raise _stop.request or _from_signal(number)
+
+
+def _raise_again(stop: _Stop, outbox: socket.socket, otherwise: _Hook) -> _Hook:
+    """Return a hook for what Python drops, as in a `__del__`: it has a stop raised again after that."""
+
+    def hook(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Interrupted) and stop.listening:
+            stop.told, stop.since = False, time.monotonic()
+            outbox.send(bytes([_RAISE_AGAIN]))
+        else:
+            otherwise(dropped)
+
+    return hook
 
 
 def _from_signal(number: int) -> Interrupted:
@@ -170,6 +194,10 @@ def _watch_signals(inbox: socket.socket, stop: _Stop) -> None:
     same = _SAME_LAUNCHED_STOP_SECONDS if launched else _SAME_STOP_SECONDS
     with inbox:
         while numbers := inbox.recv(64):
+            if _RAISE_AGAIN in numbers:
+                time.sleep(0.01)  # the program may still be where Python drops it
+                if stop.listening:
+                    _signal_main_thread()
             for number in (number for number in numbers if number in SIGNALS):
                 if stop.request is None:
                     stop.note(_from_signal(number))

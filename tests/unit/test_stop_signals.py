@@ -166,6 +166,55 @@ def test_a_time_limit_beyond_what_a_clock_can_measure_is_none():
     assert end(started) == (0, "went on to the end\n")
 
 
+DROPPED = {
+    "a finalizer": """
+        class Slow:
+            def __del__(self):
+                ready()
+                busy(0.3)
+        slow = Slow()
+        del slow
+        busy()
+    """,
+    "a weak reference's callback, twice": """
+        import weakref
+        def gone(reference, first=[]):
+            if not first:
+                first.append(reference)
+                ready()
+            busy(2)
+        class Thing:
+            pass
+        for _ in range(2):
+            thing = Thing()
+            reference = weakref.ref(thing, gone)
+            del thing
+        busy()
+    """,
+}
+
+
+@pytest.mark.parametrize("body", DROPPED.values(), ids=DROPPED)
+def test_a_stop_that_comes_where_python_drops_exceptions_is_raised_after_it(body):
+    started = program(body)
+    started.send_signal(signal.SIGTERM)
+    assert end(started) == (143, "stopped by SIGTERM\n")
+
+
+def test_other_problems_that_python_drops_are_told_as_ever():
+    started = program(
+        """
+        class Broken:
+            def __del__(self):
+                raise ValueError("what was wrong")
+        ready()
+        Broken()
+        """
+    )
+    with started:
+        assert "ValueError: what was wrong" in started.stderr.read()
+
+
 def test_a_forked_child_does_not_speak_for_its_parent():
     started = program(
         """
@@ -226,13 +275,17 @@ def test_in_another_thread_nothing_is_installed_and_a_stop_is_still_noted():
 
 
 def test_handlers_are_as_before_once_a_run_is_over():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    def handlers():
+        return signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), sys.unraisablehook
+
+    before = handlers()
     with stopping.listen():
-        assert signal.getsignal(signal.SIGTERM) is not before[0]
+        ours = handlers()
+        assert all(now is not then for now, then in zip(ours, before, strict=True))
         with stopping.listen():  # train() within a command
             pass
-        assert signal.getsignal(signal.SIGTERM) is not before[0]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert handlers() == ours
+    assert handlers() == before
 
 
 def test_what_was_asked_of_one_run_is_not_asked_of_the_next():
