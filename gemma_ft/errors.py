@@ -27,6 +27,10 @@ class Interrupted(KeyboardInterrupt):
         self.reason = reason
         self.exit_code = exit_code
 
+    def anew(self) -> "Interrupted":
+        """Return one to raise: what is raised keeps the tensors of its frames, and a thread may keep this."""
+        return Interrupted(self.reason, self.exit_code)
+
 
 class ModelError(GemmaFTError):
     """Say why a checkpoint or tokenizer cannot be used."""

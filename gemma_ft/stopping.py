@@ -61,7 +61,7 @@ _stop = _Stop()
 
 def requested() -> Interrupted | None:
     """Return what to raise if this process was asked to stop, else None."""
-    return _stop.request
+    return None if _stop.request is None else _stop.request.anew()
 
 
 def check() -> None:
@@ -71,7 +71,7 @@ def check() -> None:
         Interrupted: It was.
     """
     if _stop.request is not None:
-        raise _stop.request
+        raise _stop.request.anew()
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _stop.note(_from_signal(number))
     first, _stop.told = not _stop.told, True
     if first and not _stop.deferrals:  # a later one must not disturb what the first one's end still writes
-        raise _stop.request or _from_signal(number)
+        check()
 
 
 def _raise_again(stop: _Stop, outbox: socket.socket, otherwise: _Hook) -> _Hook:

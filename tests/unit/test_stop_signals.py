@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -286,6 +288,27 @@ def test_handlers_are_as_before_once_a_run_is_over():
             pass
         assert handlers() == ours
     assert handlers() == before
+
+
+def test_a_stop_keeps_nothing_of_what_it_ended():
+    """Else a thread frees it as the program ends, which torch answers by aborting."""
+
+    class Thing:
+        pass
+
+    def work(stop):
+        thing = Thing()
+        kept.append(weakref.ref(thing))
+        stop()
+
+    kept = []
+    with stopping.listen():
+        with suppress(Interrupted):
+            work(lambda: stopping.interrupt("its time is up"))  # by a signal
+        with suppress(Interrupted):
+            work(stopping.check)
+        assert stopping.requested() is not None
+        assert [reference() for reference in kept] == [None, None]
 
 
 def test_what_was_asked_of_one_run_is_not_asked_of_the_next():
