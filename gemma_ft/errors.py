@@ -62,3 +62,8 @@ class TrainingError(GemmaFTError):
 
 class ExportError(GemmaFTError):
     """Say why a checkpoint was not written; nothing stands under its final name."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's error says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import ModelConfig, QuantizationConfig
-from gemma_ft.errors import ConfigError, RunError
+from gemma_ft.errors import ConfigError, RunError, first_line
 from gemma_ft.runs import RunFolder, Stage, open_run, read_json
 
 if TYPE_CHECKING:
@@ -109,8 +109,9 @@ def load_for_answers(
         try:
             model = PeftModel.from_pretrained(model, part, local_files_only=True)
         except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{part} is no whole adapter ({reason}). Train again with --overwrite.") from error
+            raise RunError(
+                f"{part} is no whole adapter ({first_line(error)}). Train again with --overwrite."
+            ) from error
     return model, tokenizer
 
 

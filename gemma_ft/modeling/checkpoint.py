@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft import hub
 from gemma_ft.config.schema import ModelConfig
-from gemma_ft.errors import ModelError
+from gemma_ft.errors import ModelError, first_line
 from gemma_ft.families import END_OF_TURN, START_OF_TURN, Family, family_of, load_chat_template
 from gemma_ft.modeling.imports import bring_back, seldom_collected
 from gemma_ft.modeling.tiny import TINY, load_tiny
@@ -115,9 +115,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> "PreTrainedTokenizerFast":
             checkpoint.folder, local_files_only=True, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise ModelError(
-            f"model.path={checkpoint.path} has no readable tokenizer ({reason}). "
+            f"model.path={checkpoint.path} has no readable tokenizer ({first_line(error)}). "
             "Give the folder of a whole checkpoint."
         ) from error
     if not tokenizer.chat_template:

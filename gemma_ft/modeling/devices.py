@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module, metadata
 from typing import Any
 
+from gemma_ft.errors import first_line
 from gemma_ft.modeling.drivers import amd_driver, explain_unused, hidden_by, nvidia_driver, wants_cpu
 from gemma_ft.modeling.imports import seldom_collected
 
@@ -230,8 +231,7 @@ def _why_no_package(least: str) -> str:
     except InvalidVersion:
         return f"flash-attn has no version that can be compared with {least}"
     except Exception as error:  # it is built for one torch, and whatever does not fit shows here
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        return f"flash-attn {found} does not load ({told}): install it again for this torch"
+        return f"flash-attn {found} does not load ({first_line(error)}): install it again for this torch"
     return ""
 
 

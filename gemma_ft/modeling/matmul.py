@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from gemma_ft.errors import first_line
+
 _CHECKED_ROWS = (16, 64)
 _TIMED_ROWS = 256
 _LONGEST = 2048
@@ -69,7 +71,7 @@ def find_fault(weights: Sequence[Weight]) -> str:
     try:
         return _find_error(weights)
     except RuntimeError as error:  # a library may fail in any way where it was never run
-        return f"it does not multiply: {str(error).splitlines()[0] if str(error) else 'no reason is given'}"
+        return f"it does not multiply: {first_line(error)}"
 
 
 def _find_error(weights: Sequence[Weight]) -> str:

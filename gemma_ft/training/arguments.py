@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ft.config.schema import Dtype, QuantizationMethod, RunConfig
 from gemma_ft.config.trainer import TrainerConfig
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, first_line
 from gemma_ft.families import Family
 from gemma_ft.modeling.precision import Precision
 from gemma_ft.training.layout import Layout
@@ -98,7 +98,7 @@ def build_arguments(
             **trainer.extra,
         )
     except (TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise ConfigError(
             f"trainer.* cannot become TRL's arguments: {reason}. Look it up in SFTConfig."
         ) from error

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from gemma_ft.errors import TrainingError
+from gemma_ft.errors import TrainingError, first_line
 
 CONNECT_SECONDS = 600.0
 """How long the machines of a run may start apart from each other."""
@@ -79,9 +79,9 @@ class Lifeline:
             self._store = PrefixStore(f"gemma_ft {name}", found[0])
             self._serve() if self.rank == 0 else self._call()
         except (OSError, RuntimeError, ValueError) as error:
-            first = str(error).splitlines()[0]
             raise TrainingError(
-                f"process {self.rank} of {self.size} cannot reach the first one at {place} ({first}). "
+                f"process {self.rank} of {self.size} cannot reach the first one at {place} "
+                f"({first_line(error)}). "
                 "Look at MASTER_ADDR, MASTER_PORT and the firewall between the machines."
             ) from error
 

@@ -5,7 +5,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from gemma_ft.config.extra import find_unknown_keys
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def check_optimization(arguments: "SFTConfig") -> None:
             built.step()
     except Exception as error:
         raise ConfigError(
-            f"trainer.lr_scheduler_type={schedule.value} cannot be built ({_first_line(error)}). "
+            f"trainer.lr_scheduler_type={schedule.value} cannot be built ({first_line(error).rstrip('.')}). "
             "Give what it needs as +trainer.extra.lr_scheduler_kwargs.KEY=VALUE."
         ) from error
 
@@ -83,7 +83,7 @@ def _build_optimizer(arguments: "SFTConfig") -> "torch.optim.Optimizer | None":
         if arguments.optim_target_modules and not isinstance(error, ImportError):
             return None  # the stand-in has none of the layers
         raise ConfigError(
-            f"trainer.optim={arguments.optim.value} cannot be built ({_first_line(error)}). "
+            f"trainer.optim={arguments.optim.value} cannot be built ({first_line(error).rstrip('.')}). "
             "Mend that, or use trainer.optim=adamw_torch."
         ) from error
     if arguments.fsdp:
@@ -114,7 +114,7 @@ def _check_shards(
         layer(torch.ones(1, 128, device=arguments.device)).sum().backward()
         optimizer.step()
     except Exception as error:
-        reason = f" ({shorten(_first_line(error), 120, placeholder='...')})"
+        reason = f" ({shorten(first_line(error).rstrip('.'), 120, placeholder='...')})"
     else:
         reason = " (its state is made before they are)" if began_with_state else ""
     if reason:
@@ -122,7 +122,3 @@ def _check_shards(
             f"trainer.optim={arguments.optim.value} cannot step on the shards of parallel=fsdp{reason}. "
             "Use trainer.optim=adamw_torch, whose state is sharded too."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -14,7 +14,7 @@ from typing import Any
 
 from gemma_ft import secrets, stopping
 from gemma_ft.config.schema import RunConfig
-from gemma_ft.errors import ConfigError, DataError, GemmaFTError, RunError, TrainingError
+from gemma_ft.errors import ConfigError, DataError, GemmaFTError, RunError, TrainingError, first_line
 from gemma_ft.runs import RunFolder
 from gemma_ft.training.layout import Layout
 from gemma_ft.training.lifeline import CONNECT_SECONDS, LeftError, Lifeline, Message
@@ -148,7 +148,7 @@ def together(config: RunConfig, layout: Layout, record: Callable[[str], None]) -
         with stopping.deferred():
             cause = company.cause_of(error)
             end = "stopped" if isinstance(cause, KeyboardInterrupt) else "failed"
-            text = _in_one_line(cause)
+            text = secrets.redact(first_line(cause))
             if cause is company.lost:
                 end = "lost"
                 if company.lost.speaks:
@@ -237,8 +237,3 @@ def _settings(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _settings(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}=", str(value)
-
-
-def _in_one_line(error: BaseException) -> str:
-    said = str(error).strip() or type(error).__name__
-    return secrets.redact(said.splitlines()[0])

@@ -11,7 +11,7 @@ from gemma_ft.data.conversations.examples import Conversation, Example, fold_sys
 from gemma_ft.data.tokens.clauses import find_breaches
 from gemma_ft.data.tokens.encoding import TokenRules, encode, find_control_token, prompt_ids
 from gemma_ft.data.tokens.turns import control_ids, encode_texts
-from gemma_ft.errors import DataError, ModelError
+from gemma_ft.errors import DataError, ModelError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +100,7 @@ def _template_fault(tokenizer: "PreTrainedTokenizerFast") -> str | None:
         answered = _rendered_ids(tokenizer, fold_system(_SAMPLE))
         asked = _rendered_ids(tokenizer, question, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
-        return f"that cannot render a conversation ({str(error).splitlines()[0]})"
+        return f"that cannot render a conversation ({first_line(error)})"
     if answered != encode(_SAMPLE, tokenizer):
         return "that does not render Gemma's turns"
     if asked != prompt_ids(tokenizer, _messages(question)):

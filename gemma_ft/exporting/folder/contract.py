@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gemma_ft.data.tokens.contract import find_fault, sample_sha256
 from gemma_ft.data.tokens.turns import control_ids, stop_ids
-from gemma_ft.errors import ExportError
+from gemma_ft.errors import ExportError, first_line
 from gemma_ft.exporting.merging.tensor_files import read_json
 from gemma_ft.families import BOS, Family
 
@@ -64,8 +64,9 @@ def load_checked_tokenizer(folder: Path, destination: Path, family: Family) -> "
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise whatever a file brings them to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{destination} would have no readable tokenizer ({reason}). {_MEND}") from error
+        raise ExportError(
+            f"{destination} would have no readable tokenizer ({first_line(error)}). {_MEND}"
+        ) from error
     if fault := find_fault(tokenizer, family):
         raise ExportError(f"{destination} would have {fault}. {_MEND}")
     return tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gemma_ft.config.trainer import LossHeadMethod, TrainerConfig
-from gemma_ft.errors import ConfigError
+from gemma_ft.errors import ConfigError, first_line
 from gemma_ft.training.loss.heads import LossHead
 from gemma_ft.training.loss.measuring import Bench
 
@@ -129,7 +129,7 @@ def _fault_of(bench: Bench, head: LossHead) -> str:
     try:
         return bench.find_fault(head)
     except Exception as error:  # a kernel may fail in any way where it was never run
-        return f"it does not run: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"it does not run: {type(error).__name__}: {first_line(error)}"
 
 
 def _choose_chunk(trainer: TrainerConfig, load: Load, lay_out: Callable[[], Bench]) -> Choice:
